@@ -1,0 +1,1 @@
+"""Serverless Python without a cloud."""

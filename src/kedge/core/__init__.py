@@ -1,0 +1,1 @@
+"""The decisions: one reducer, pure and synchronous."""

@@ -1,0 +1,197 @@
+"""Calls and their inputs: who waits for what, and what has become of it.
+
+An input is open from its submission until its one visible result. A call of a session lives while inputs are open: its
+results go to the session and are forgotten. A durable call (`spawn`) outlives its session: its results go to the
+store and to whoever asks, until they expire. A cancellation that arrives before its inputs is remembered.
+
+Input: QUEUED → LEASED → closed, with DELAYED before a retry. A cancelled input closes at once, and keeps its lease
+(and so its slot) until the user's code has really ended.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kedge.core.agenda import Agenda
+from kedge.core.outbox import STORE, Outbox
+from kedge.model.payload import TERMINATED, ErrorInfo, Payload, Result
+from kedge.model.protocol import CallExpired, CallRefused
+
+if TYPE_CHECKING:
+    from kedge.core.containers import Container
+    from kedge.core.pool import Pool
+
+RESULT_LIFETIME_S = 7 * 24 * 3600.0
+"""How long the results of a durable call are kept after its last input."""
+CANCEL_MEMORY = 4096
+"""Cancelled calls whose inputs may still be on their way. Clients send both on one connection, so few are ever
+needed."""
+
+CANCELLED = Result(TERMINATED, error=ErrorInfo("InputCancellation", "the input was cancelled"))
+
+
+class Call:
+    __slots__ = (
+        "done",
+        "durable",
+        "id",
+        "method",
+        "open",
+        "parent",
+        "pool",
+        "session",
+        "stream",
+        "submitted",
+        "total",
+        "waiters",
+    )
+
+    def __init__(
+        self, id: str, pool: Pool, session: str, method: str, durable: bool, stream: bool, parent: str
+    ) -> None:
+        self.id = id
+        self.pool = pool
+        self.session = session
+        """Who gets the results; empty for a durable call."""
+        self.method = method
+        self.durable = durable
+        self.stream = stream
+        self.parent = parent
+        self.open: dict[int, Input] = {}
+        self.submitted = 0
+        self.done: dict[int, str] = {}
+        """Index → status of what is recorded; durable calls only."""
+        self.total: int | None = None
+        self.waiters: list[Waiter] = []
+
+    def __repr__(self) -> str:
+        return f"<Call {self.id} of {self.pool.id}: {len(self.open)} open, {len(self.done)} recorded>"
+
+
+class Input:
+    __slots__ = ("attempts", "call", "closed", "container", "credited", "index", "lease", "losses", "payload")
+
+    def __init__(self, call: Call, index: int, payload: Payload) -> None:
+        self.call = call
+        self.index = index
+        self.payload = payload
+        self.attempts = 0
+        """Attempts that user code has failed: the user's budget."""
+        self.losses = 0
+        """Containers that were lost under it: the infrastructure budget."""
+        self.lease = 0
+        """0 while it waits."""
+        self.container: Container | None = None
+        self.credited = False
+        self.closed = False
+
+    def __repr__(self) -> str:
+        where = f"lease {self.lease} in {self.container.id}" if self.container else "waiting"
+        return f"<Input {self.call.id}:{self.index} {where}{' closed' if self.closed else ''}>"
+
+
+class Waiter:
+    """A session that asked for results of a durable call."""
+
+    __slots__ = ("end", "request", "session", "start")
+
+    def __init__(self, session: str, start: int, end: int | None, request: int) -> None:
+        self.session = session
+        self.start = start
+        self.end = end
+        self.request = request
+
+    def wants(self, index: int) -> bool:
+        return self.start <= index and (self.end is None or index < self.end)
+
+
+class Calls:
+    """Every call that is known."""
+
+    def __init__(self, outbox: Outbox, agenda: Agenda) -> None:
+        self.by_id: dict[str, Call] = {}
+        self._outbox = outbox
+        self._agenda = agenda
+        self._cancelled: dict[str, None] = {}
+
+    def open(self, id: str, pool: Pool, session: str, method: str, durable: bool, stream: bool, parent: str) -> Call:
+        call = self.by_id.get(id)
+        if call is None:
+            call = self.by_id[id] = Call(id, pool, "" if durable else session, method, durable, stream, parent)
+        elif not durable:
+            call.session = session
+        return call
+
+    def submit(self, call: Call, first: int, payloads: list[Payload]) -> list[Input]:
+        """The inputs that are new; the others are resends."""
+        opened, inputs = call.open, []
+        for index, payload in enumerate(payloads, first):
+            if index in opened or index in call.done:
+                continue
+            opened[index] = input = Input(call, index, payload)
+            inputs.append(input)
+        call.submitted += len(inputs)
+        return inputs
+
+    def close(self, input: Input, result: Result) -> None:
+        """The one visible result. What comes later about this input is dropped."""
+        assert not input.closed
+        input.closed = True
+        call = input.call
+        del call.open[input.index]
+        if input.payload.blob:
+            self._outbox.release(input.payload.blob)
+        if call.durable:
+            call.done[input.index] = result.status
+            self._outbox.record(call.id, input.index, result)
+            for waiter in call.waiters:
+                if waiter.wants(input.index):
+                    self._outbox.deliver(waiter.session, call.id, input.index, result)
+            self._expire_later(call)
+            return
+        if call.session:
+            self._outbox.deliver(call.session, call.id, input.index, result)
+        if not call.open:
+            self.by_id.pop(call.id, None)
+
+    def refuse(self, session: str, call: str, error: ErrorInfo, request: int = 0) -> None:
+        self._outbox.send(session, CallRefused(call, error, request))
+
+    def remember_cancelled(self, call: str) -> None:
+        self._cancelled[call] = None
+        if len(self._cancelled) > CANCEL_MEMORY:
+            del self._cancelled[next(iter(self._cancelled))]
+
+    def was_cancelled(self, call: str) -> bool:
+        return call in self._cancelled
+
+    def total(self, call: Call, total: int) -> None:
+        call.total = total
+        self._expire_later(call)
+
+    def restore(self, call: Call, done: dict[int, str], total: int | None) -> None:
+        """A durable call as the store remembers it."""
+        call.done = done
+        call.submitted = len(done)
+        call.total = total
+        self._expire_later(call)
+
+    def _expire_later(self, call: Call) -> None:
+        if not call.open and call.total is not None and len(call.done) >= call.total:
+            when = self._agenda.now + RESULT_LIFETIME_S
+            self._agenda.at(when, lambda now: self._expire(call))
+
+    def _expire(self, call: Call) -> None:
+        if self.by_id.get(call.id) is call and not call.open:
+            del self.by_id[call.id]
+            self._outbox.send(STORE, CallExpired(call.id))
+
+    def check(self) -> None:
+        for id, call in self.by_id.items():
+            assert id == call.id
+            assert call.durable or call.open, f"{call} of a session is kept without open inputs"
+            for index, input in call.open.items():
+                assert input.index == index
+                assert not input.closed
+                assert input.call is call
+                assert index not in call.done

@@ -1,0 +1,91 @@
+"""One container as the core sees it.
+
+STARTING → READY → DRAINING → GONE, and from every state to GONE, since a process may end at any time. A container is in
+the load index of its pool exactly while it is READY and may take inputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kedge.core.scheduler import Placement
+
+if TYPE_CHECKING:
+    from kedge.core.calls import Input
+    from kedge.core.pool import Pool
+
+STARTING = "starting"
+READY = "ready"
+DRAINING = "draining"
+GONE = "gone"
+
+TRANSITIONS = {STARTING: (READY, DRAINING, GONE), READY: (DRAINING, GONE), DRAINING: (GONE,), GONE: ()}
+
+
+class Container:
+    __slots__ = (
+        "credits",
+        "finished_at",
+        "heaped",
+        "heard_at",
+        "id",
+        "idle_since",
+        "idle_watched",
+        "indexed",
+        "leases",
+        "load",
+        "methods",
+        "order",
+        "placement",
+        "pool",
+        "process",
+        "recalled",
+        "requested_at",
+        "stall_watched",
+        "state",
+        "used",
+    )
+
+    def __init__(self, id: str, order: int, pool: Pool, placement: Placement, now: float) -> None:
+        self.id = id
+        self.order = order
+        self.pool = pool
+        self.placement = placement
+        self.state = STARTING
+        self.process = 0
+        self.requested_at = now
+        self.finished_at = now
+        """When it last reported an input."""
+        self.heard_at = now
+        """When its runtime last gave a sign of life."""
+        self.idle_since = now
+        self.idle_watched = False
+        self.stall_watched = False
+        self.recalled = False
+        """Credits were called back because nothing moved; none are given until something does."""
+        self.used = False
+        self.leases: dict[int, Input] = {}
+        """Everything granted to it, slots and credits."""
+        self.credits: dict[int, Input] = {}
+        """The part of `leases` that has no slot yet, in the order in which it will start."""
+        self.methods: dict[str, int] = {}
+        """Slots taken per method; kept only where methods have limits."""
+        self.load = 0
+        self.heaped = 0
+        self.indexed = False
+
+    @property
+    def running(self) -> int:
+        """Slots taken, also by code whose result nobody wants any more."""
+        return len(self.leases) - len(self.credits)
+
+    @property
+    def idle(self) -> bool:
+        return not self.leases
+
+    def become(self, state: str) -> None:
+        assert state in TRANSITIONS[self.state], f"{self} cannot become {state}"
+        self.state = state
+
+    def __repr__(self) -> str:
+        return f"<Container {self.id} {self.state}: {self.running} running, {len(self.credits)} credited>"

@@ -1,0 +1,311 @@
+"""The containers of one pool: how many there should be, where they go, when they leave.
+
+Driven by events: whatever changes the demand ends in `review`. A container is counted from the moment it is ordered.
+Only idle containers are retired; running inputs are never moved or killed to save a container.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kedge.core.autoscaler import Decision, Observation, decide
+from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container
+from kedge.core.outbox import ENGINE
+from kedge.core.scheduler import Placement, Unplaceable
+from kedge.model.payload import INIT_FAILURE, ErrorInfo, Result
+from kedge.model.protocol import ContainerDrained, ContainerLost, KillContainer, StartContainer
+
+if TYPE_CHECKING:
+    from kedge.core.plane import Plane
+    from kedge.core.pool import Pool
+    from kedge.model.spec import AutoscalerSettings
+
+STARTUP_GUESS_S = 0.2
+"""Expected start of a container before one has been seen: about one fresh interpreter."""
+MAX_CRASHES = 3
+"""Containers that may die in a row before becoming ready, until those who wait are told."""
+BACKOFF_S = 0.5
+MAX_BACKOFF_S = 60.0
+"""Starts after a failed one wait 0.5 s, doubling up to a minute: a crash loop costs little and heals by itself."""
+EXIT_GRACE_S = 30.0
+"""Seconds for exit hooks, and for code that is being cancelled, before the process is killed."""
+
+
+class Fleet:
+    def __init__(self, pool: Pool, plane: Plane) -> None:
+        self.pool = pool
+        self.settings = pool.spec.autoscaler
+        self.containers: dict[str, Container] = {}
+        self.starting = 0
+        self.ready = 0
+        self.started = 0
+        """Containers ordered since the pool exists."""
+        self.startup_s = STARTUP_GUESS_S
+        self.waiting_for_room = ""
+        self.stopped = False
+        self._plane = plane
+        self._failures = 0
+        self._retry_at = 0.0
+        self._over_since: float | None = None
+        self._over_finished = 0
+        self._review_planned = False
+        self._last = Decision(0, "nothing has been asked for")
+
+    # ------------------------------------------------------------ how many
+
+    def review(self, now: float) -> None:
+        """Orders containers where there are too few."""
+        pool, settings = self.pool, self.settings
+        demand = pool.queue.ready + pool.running + pool.credited
+        have = self.ready + self.starting
+        if demand <= self.ready * pool.target:
+            self._over_since = None
+            floor = settings.min_containers + (settings.buffer_containers if demand else 0)
+            if have >= floor and (not pool.method_limits or not pool.queue.ready):
+                return
+        elif self._over_since is None:
+            self._over_since, self._over_finished = now, pool.finished
+        if self.stopped:
+            return
+        over_s = 0.0 if self._over_since is None else now - self._over_since
+        seen = Observation(
+            pool.queue.ready + pool.credited,
+            pool.running,
+            self.ready,
+            self.starting,
+            pool.target,
+            pool.maximum,
+            pool.service_s,
+            self.startup_s,
+            over_s,
+            pool.finished - self._over_finished,
+            pool.limit,
+            self._method_need(),
+        )
+        decision = self._last = decide(seen, settings)
+        if decision.desired > have:
+            self._start(decision.desired - have, now)
+        if decision.review_s is not None and not self._review_planned:
+            self._review_planned = True
+            self._plane.agenda.at(now + decision.review_s, self._review_again)
+
+    def _review_again(self, now: float) -> None:
+        self._review_planned = False
+        self._plane.touch(self.pool)
+
+    def _method_need(self) -> int:
+        """Containers that the busiest limited method asks for."""
+        limits = self.pool.method_limits
+        if not limits:
+            return 0
+        demand: dict[str, int] = {}
+        for call in self.pool.queue.calls():
+            demand[call.method] = demand.get(call.method, 0) + self.pool.queue.waiting(call)
+        for container in self.containers.values():
+            for method, count in container.methods.items():
+                demand[method] = demand.get(method, 0) + count
+        return max((-(-count // limits[m]) for m, count in demand.items() if m in limits), default=0)
+
+    # ------------------------------------------------------------ containers come
+
+    def _start(self, count: int, now: float) -> None:
+        if now < self._retry_at:
+            return
+        plane, spec = self._plane, self.pool.spec
+        self.waiting_for_room = ""
+        for _ in range(count):
+            nested = not self.containers and self.pool.queue.ready > 0 and bool(self.pool.queue.peek_call().parent)
+            place = plane.scheduler.place(spec.resources, overcommit=nested)
+            if isinstance(place, Unplaceable):
+                self._no_room(place)
+                return
+            self._order(place, now)
+
+    def _order(self, place: Placement, now: float) -> None:
+        plane = self._plane
+        self.started += 1
+        container = Container(plane.new_container_id(), self.started, self.pool, place, now)
+        self.containers[container.id] = plane.containers[container.id] = container
+        self.starting += 1
+        plane.outbox.send(ENGINE, StartContainer(container.id, self.pool.id, place.node, list(place.devices)))
+        limit = self.pool.spec.startup_timeout or self.pool.spec.timeout
+        plane.agenda.at(now + limit, lambda at: self._startup_expired(container, limit))
+
+    def _no_room(self, place: Unplaceable) -> None:
+        if place.lasting:
+            self.pool.fail_queued(Result(INIT_FAILURE, error=ErrorInfo("ExecutionError", place.reason)))
+            return
+        self.waiting_for_room = place.reason
+        self._plane.wait_for_room(self.pool)
+
+    def _startup_expired(self, container: Container, limit: float) -> None:
+        if container.state != STARTING:
+            return
+        text = (
+            f"the container was not ready {limit:g} s after its start (startup_timeout): import and @enter took longer"
+        )
+        self.failed(container, ErrorInfo("FunctionTimeoutError", text))
+        self._plane.outbox.send(ENGINE, KillContainer(container.id))
+
+    def became_ready(self, container: Container, now: float) -> None:
+        if container.state != STARTING:
+            self._plane.drop("ready a container that was not starting")
+            return
+        self.starting -= 1
+        self.ready += 1
+        self._failures = 0
+        self._retry_at = 0.0
+        took = now - container.requested_at
+        self.startup_s = took if self.started == 1 else self.startup_s + 0.3 * (took - self.startup_s)
+        self.pool.joined(container)
+        if self.stopped:
+            self.retire(container, "the app has stopped")
+        else:
+            self.rested(container, now)
+
+    def failed(self, container: Container, error: ErrorInfo) -> None:
+        """The user's code did not come up. Everybody who waits hears why, unless other containers serve them."""
+        if container.state != STARTING:
+            self._plane.drop("failed a container that was not starting")
+            return
+        self._leave(container, DRAINING)
+        self._count_failure()
+        if not self.ready:
+            self.pool.fail_queued(Result(INIT_FAILURE, error=error))
+
+    def _count_failure(self) -> None:
+        self._failures += 1
+        delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** min(self._failures - 1, 10))
+        self._retry_at = self._plane.agenda.now + delay
+        self._plane.agenda.at(self._retry_at, lambda at: self._plane.touch(self.pool))
+
+    # ------------------------------------------------------------ containers leave
+
+    def rested(self, container: Container, now: float) -> None:
+        """It has nothing to do: from now on its time runs."""
+        container.idle_since = now
+        if not container.idle_watched and container.state == READY:
+            self._watch(container, now + self.settings.scaledown_window)
+        if self._plane.room_is_wanted:
+            self._plane.make_room()
+
+    def _look_if_idle(self, container: Container, now: float) -> None:
+        container.idle_watched = False
+        if container.state != READY:
+            return
+        window = self.settings.scaledown_window
+        left = container.idle_since + window - now
+        if not container.idle:
+            self._watch(container, now + window)
+        elif left > 1e-9:
+            self._watch(container, now + left)
+        elif self.spare:
+            self.retire(container, f"idle for scaledown_window={window:g} s")
+        else:
+            self._watch(container, now + window)
+
+    @property
+    def spare(self) -> bool:
+        """Whether there is one more container than must be kept."""
+        active = self.pool.queue.ready + self.pool.running + self.pool.credited > 0
+        floor = self.settings.min_containers + (self.settings.buffer_containers if active else 0)
+        return self.ready + self.starting > floor
+
+    def retire(self, container: Container, reason: str) -> None:
+        """Asks a ready container to finish and leave."""
+        if container.state != READY:
+            return
+        self._leave(container, DRAINING)
+        self._plane.outbox.send(container.id, ContainerDrained(reason))
+        self._plane.outbox.send(ENGINE, KillContainer(container.id, self._patience(container)))
+
+    def stop(self, reason: str) -> None:
+        """The app is over: every container cancels what it runs, and leaves."""
+        self.stopped = True
+        for container in list(self.containers.values()):
+            if container.state in (READY, STARTING):
+                self._leave(container, DRAINING)
+            self._plane.outbox.send(container.id, ContainerDrained(reason, cancel=True))
+            self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S if container.process else 0.0))
+
+    def kill(self, container: Container) -> None:
+        if container.state in (READY, STARTING):
+            self._leave(container, DRAINING)
+        self._plane.outbox.send(ENGINE, KillContainer(container.id))
+
+    def gone(self, container: Container, message: ContainerLost) -> None:
+        """The process has ended."""
+        if container.state == GONE:
+            return
+        starting = container.state == STARTING
+        self._leave(container, GONE)
+        self.pool.lost(container, message)
+        del self.containers[container.id]
+        del self._plane.containers[container.id]
+        self._plane.scheduler.release(container.placement)
+        if starting:
+            self._count_failure()
+            if self._failures >= MAX_CRASHES and not self.ready:
+                self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, self._failures)))
+        self._plane.room_freed()
+
+    def _patience(self, container: Container) -> float:
+        """How long a draining container may take: its inputs end within their timeout, then come the exit hooks."""
+        return EXIT_GRACE_S + (0.0 if container.idle else self.pool.spec.timeout)
+
+    def _leave(self, container: Container, state: str) -> None:
+        self.pool.left(container)
+        if container.state == STARTING:
+            self.starting -= 1
+        elif container.state == READY:
+            self.ready -= 1
+        container.become(state)
+
+    def change_settings(self, settings: AutoscalerSettings, now: float) -> None:
+        """From now on these hold: idle containers are looked at again, and those above the maximum leave when idle."""
+        self.settings = settings
+        for container in list(self.pool.index):
+            if not container.idle:
+                continue
+            above = settings.max_containers is not None and self.ready + self.starting > settings.max_containers
+            if above and self.spare:
+                self.retire(container, f"max_containers={settings.max_containers}")
+            else:
+                self._watch(container, container.idle_since + settings.scaledown_window)
+
+    def _watch(self, container: Container, when: float) -> None:
+        container.idle_watched = True
+        self._plane.agenda.at(when, lambda at: self._look_if_idle(container, at))
+
+    # ------------------------------------------------------------ what people and checks see
+
+    def statistics(self) -> dict[str, object]:
+        return {
+            "containers": self.ready,
+            "starting": self.starting,
+            "started": self.started,
+            "waiting_for_room": self.waiting_for_room,
+            "startup_s": self.startup_s,
+            "desired": self._last.desired,
+            "reason": self._last.reason,
+        }
+
+    def check(self) -> None:
+        states = [c.state for c in self.containers.values()]
+        assert self.starting == states.count(STARTING)
+        assert self.ready == states.count(READY)
+        assert GONE not in states
+        cap = self.settings.max_containers
+        assert cap is None or self.ready + self.starting <= cap, f"{self.ready + self.starting} of at most {cap}"
+
+
+def crash_error(message: ContainerLost, times: int) -> ErrorInfo:
+    how = f"signal {message.signal}" if message.signal is not None else f"exit code {message.exit_code}"
+    if message.out_of_memory:
+        how += ", out of memory"
+    detail = f": {message.reason}" if message.reason else ""
+    return ErrorInfo(
+        "ExecutionError",
+        f"the container died {times} times in a row while it was starting ({how}){detail}. "
+        "Its output shows what it did last; starts go on at growing intervals.",
+    )

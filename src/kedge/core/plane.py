@@ -1,0 +1,512 @@
+"""The control plane as one reducer: `handle(message, now, sender)` gives the commands that follow.
+
+Pure: the result depends on the constructor's arguments and the sequence of (message, now, sender), and on nothing
+else. It reads no clock, opens nothing, logs nothing and draws no randomness. What a peer did wrong is counted under a
+name and dropped; what this side did wrong is an assertion. Nothing here iterates a set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from kedge.core.agenda import Agenda
+from kedge.core.calls import CANCELLED, Call, Calls, Input, Waiter
+from kedge.core.containers import STARTING, Container
+from kedge.core.outbox import STORE, Command, Outbox
+from kedge.core.pool import Pool, method_limits
+from kedge.core.scheduler import Scheduler
+from kedge.model import protocol as p
+from kedge.model.ids import CONTAINER, IdFactory, function_id, pool_id
+from kedge.model.payload import TERMINATED, ErrorInfo, Payload, Result
+from kedge.model.spec import AppSpec, Concurrency, FunctionSpec
+
+
+class App:
+    """A running app: who owns it, and its pools."""
+
+    __slots__ = ("functions", "pools", "session", "spec", "stop_requests", "stopped")
+
+    def __init__(self, spec: AppSpec, session: str) -> None:
+        self.spec = spec
+        self.session = session
+        self.functions = {function_id(spec.app, f.name): normalised(f) for f in spec.functions}
+        self.pools: dict[str, Pool] = {}
+        self.stopped = ""
+        """Why it has stopped; empty while it runs."""
+        self.stop_requests: list[tuple[str, int]] = []
+
+
+class Plane:
+    def __init__(self, ids: IdFactory) -> None:
+        self.outbox = Outbox()
+        self.agenda = Agenda()
+        self.scheduler = Scheduler()
+        self.calls = Calls(self.outbox, self.agenda)
+        self.apps: dict[str, App] = {}
+        self.pools: dict[str, Pool] = {}
+        self.containers: dict[str, Container] = {}
+        self.dropped: dict[str, int] = {}
+        """Stale, repeated or misplaced messages, counted under a name."""
+        self._ids = ids
+        self._lease = 0
+        self._touched: dict[Pool, None] = {}
+        self._rooms: dict[Pool, None] = {}
+        """Pools that wait for room, the longest first."""
+        self._room_freed = False
+        self._handlers: dict[type, Callable[[Any, float, str], None]] = {
+            p.AppCreated: self._app_created,
+            p.AppStopped: self._app_stopped,
+            p.VariantBound: self._variant_bound,
+            p.InputsSubmitted: self._inputs_submitted,
+            p.CallClosed: self._call_closed,
+            p.CallCancelled: self._call_cancelled,
+            p.OutputsRequested: self._outputs_requested,
+            p.OutputsForgotten: self._outputs_forgotten,
+            p.StatisticsRequested: self._statistics_requested,
+            p.AutoscalerUpdated: self._autoscaler_updated,
+            p.CallRequested: self._call_requested,
+            p.SessionClosed: self._session_closed,
+            p.CallRestored: self._call_restored,
+            p.ContainerStarted: self._container_started,
+            p.ContainerReady: self._container_ready,
+            p.ContainerFailed: self._container_failed,
+            p.ContainerDisconnected: self._container_disconnected,
+            p.ContainerLost: self._container_lost,
+            p.InputsFinished: self._inputs_finished,
+            p.InputsStarted: self._inputs_started,
+            p.InputsReturned: self._inputs_returned,
+            p.Heartbeat: self._heartbeat,
+            p.NodeJoined: self._node_joined,
+            p.NodeLost: self._node_lost,
+            p.TimePassed: self._time_passed,
+        }
+
+    # ------------------------------------------------------------ the surface
+
+    def handle(self, message: Any, now: float, sender: str = "") -> list[Command]:
+        """What follows from one message of `sender` (a session or container id) at `now` (seconds, never going
+        back)."""
+        self.agenda.run(now)
+        self._handlers[type(message)](message, now, sender)
+        touched = self._touched
+        while touched or self._room_freed:
+            if self._room_freed:
+                self._room_freed = False
+                for pool in self._rooms:
+                    touched[pool] = None
+                self._rooms.clear()
+            for pool in list(touched):
+                del touched[pool]
+                pool.dispatch(now)
+                pool.fleet.review(now)
+        return self.outbox.take()
+
+    def next_deadline(self) -> float | None:
+        """When to send TimePassed if nothing else happens."""
+        return self.agenda.next
+
+    def statistics(self) -> dict[str, Any]:
+        return {
+            "apps": len(self.apps),
+            "containers": len(self.containers),
+            "calls": len(self.calls.by_id),
+            "pools": [pool.statistics() for pool in self.pools.values()],
+            "dropped": dict(self.dropped),
+        }
+
+    def check(self) -> None:
+        """Recounts every index; AssertionError names what is wrong."""
+        self.calls.check()
+        for pool in self.pools.values():
+            pool.check()
+        assert sum(len(pool.fleet.containers) for pool in self.pools.values()) == len(self.containers)
+        for node in self.scheduler.nodes.values():
+            placed = [c.placement for c in self.containers.values() if c.placement.node == node.name]
+            assert node.containers == len(placed)
+            assert abs(node.cpu_used - sum(place.cpu for place in placed)) < 1e-6
+            assert node.memory_used == sum(place.memory for place in placed)
+            for gpu, count in node.capacity.items():
+                taken = [d for place in placed if place.gpu == gpu for d in place.devices]
+                assert len(taken) + len(node.devices[gpu]) == count
+                assert len(dict.fromkeys(taken)) == len(taken)
+        held: dict[str, list[Input]] = {}
+        for container in self.containers.values():
+            for input in container.leases.values():
+                held.setdefault(input.call.id, []).append(input)
+        for call in self.calls.by_id.values():
+            waiting = sum(1 for input in call.pool.queue if input.call is call)
+            running = sum(1 for input in held.get(call.id, []) if not input.closed and input.call is call)
+            assert waiting + running == len(call.open), f"{call}: {waiting} waiting, {running} granted"
+
+    def story(self, id: str) -> str:
+        """What is known about an input's call, a container or a pool, in one line: for errors and for people."""
+        if id in self.pools:
+            return str(self.pools[id].statistics())
+        known = self.calls.by_id.get(id) or self.containers.get(id)
+        return repr(known) if known else f"{id} is not known (any more)"
+
+    # ------------------------------------------------------------ what pools and fleets need
+
+    def new_lease(self, input: Input) -> int:
+        self._lease += 1
+        input.lease = self._lease
+        return self._lease
+
+    def new_container_id(self) -> str:
+        return self._ids(CONTAINER)
+
+    def touch(self, pool: Pool) -> None:
+        """Something about the pool has changed: dispatch and review it before this `handle` ends."""
+        self._touched[pool] = None
+
+    def drop(self, what: str) -> None:
+        self.dropped[what] = self.dropped.get(what, 0) + 1
+
+    @property
+    def room_is_wanted(self) -> bool:
+        return bool(self._rooms)
+
+    def wait_for_room(self, pool: Pool) -> None:
+        """The pool needs a container and no machine has room for it. Idle containers of others leave for it."""
+        if pool not in self._rooms:
+            self._rooms[pool] = None
+            app = self.apps[pool.app]
+            if app.session:
+                text = f"{pool.spec.name} waits for room: {pool.fleet.waiting_for_room}"
+                self.outbox.send(app.session, p.Notice(pool.app, text, "room"))
+            self.make_room()
+
+    def make_room(self) -> None:
+        """Retires the container that has been idle longest, of any pool that nobody waits for and that can spare
+        one."""
+        idle = [
+            c
+            for pool in self.pools.values()
+            if pool not in self._rooms and pool.fleet.spare
+            for c in pool.index
+            if c.idle
+        ]
+        if idle:
+            oldest = min(idle, key=lambda c: (c.idle_since, c.order))
+            oldest.pool.fleet.retire(oldest, "its room is needed by another function")
+
+    def room_freed(self) -> None:
+        self._room_freed = bool(self._rooms)
+
+    # ------------------------------------------------------------ apps
+
+    def _app_created(self, message: p.AppCreated, now: float, sender: str) -> None:
+        spec = message.app
+        if spec.app in self.apps:
+            self.outbox.send(sender, p.Reply(message.request, {"app": spec.app}))
+            return
+        app = self.apps[spec.app] = App(spec, sender if spec.ephemeral else "")
+        for id, function in app.functions.items():
+            if function.autoscaler.min_containers and not function.parameters:
+                self.touch(self._pool(app, id, function, None))
+        if sender:
+            self.outbox.send(sender, p.Reply(message.request, {"app": spec.app}))
+
+    def _app_stopped(self, message: p.AppStopped, now: float, sender: str) -> None:
+        app = self.apps.get(message.app)
+        if app is None:
+            self.outbox.send(sender, p.Reply(message.request, {"app": message.app}))
+            return
+        if message.request:
+            app.stop_requests.append((sender, message.request))
+        self._stop(app, message.reason)
+
+    def _stop(self, app: App, reason: str) -> None:
+        if not app.stopped:
+            app.stopped = reason
+            gone = Result(
+                TERMINATED, error=ErrorInfo("ExecutionError", f"the app {app.spec.name} has stopped: {reason}")
+            )
+            for pool in app.pools.values():
+                for call in self._calls_of(pool):
+                    pool.cancel_call(call, gone)
+                self._rooms.pop(pool, None)
+                pool.fleet.stop(reason)
+        self._forget_if_over(app)
+
+    def _forget_if_over(self, app: App) -> None:
+        """The app is over when its last container has gone: only then is the machine as it was."""
+        if not app.stopped or any(pool.fleet.containers for pool in app.pools.values()):
+            return
+        for id in app.pools:
+            del self.pools[id]
+        for call in [c for c in self.calls.by_id.values() if c.pool.app == app.spec.app and not c.durable]:
+            del self.calls.by_id[call.id]
+        del self.apps[app.spec.app]
+        for session, request in app.stop_requests:
+            self.outbox.send(session, p.Reply(request, {"app": app.spec.app}))
+
+    def _variant_bound(self, message: p.VariantBound, now: float, sender: str) -> None:
+        variant = message.variant
+        app = self._app_of(variant.function)
+        if app is not None and not app.stopped:
+            id = pool_id(variant.function, variant.variant)
+            self._pool(app, id, normalised(variant.spec), variant.parameters)
+
+    def _pool(self, app: App, id: str, spec: FunctionSpec, parameters: Payload | None) -> Pool:
+        pool = self.pools.get(id)
+        if pool is None:
+            pool = self.pools[id] = app.pools[id] = Pool(id, app.spec.app, spec, parameters, self)
+        return pool
+
+    def _app_of(self, function: str) -> App | None:
+        for app in self.apps.values():
+            if function in app.functions:
+                return app
+        return None
+
+    def _find_pool(self, id: str) -> Pool | ErrorInfo:
+        """The pool of an id, made if its function is known."""
+        pool = self.pools.get(id)
+        if pool is None:
+            app = self._app_of(id)
+            if app is None:
+                text = f"there is no running function {id}: its app has stopped, or never ran on this server"
+                return ErrorInfo("NotFoundError", text)
+            pool = self._pool(app, id, app.functions[id], None)
+        app = self.apps[pool.app]
+        if app.stopped:
+            return ErrorInfo("ExecutionError", f"the app {app.spec.name} has stopped: {app.stopped}")
+        return pool
+
+    # ------------------------------------------------------------ inputs
+
+    def _inputs_submitted(self, message: p.InputsSubmitted, now: float, sender: str) -> None:
+        pool = self._find_pool(message.pool)
+        if isinstance(pool, ErrorInfo):
+            self.calls.refuse(sender, message.call, pool)
+            return
+        cancelled = self.calls.was_cancelled(message.call)
+        call = self.calls.open(
+            message.call, pool, sender, message.method, message.durable, message.stream, message.parent
+        )
+        inputs = self.calls.submit(call, message.first, message.payloads)
+        if message.total >= 0:
+            self.calls.total(call, message.total)
+        if cancelled:
+            for input in inputs:
+                self.calls.close(input, CANCELLED)
+        else:
+            pool.submit(inputs)
+            self._touched[pool] = None
+        if message.durable and sender:
+            self.outbox.send(sender, p.InputsAccepted(message.call, message.first, len(message.payloads)))
+
+    def _call_closed(self, message: p.CallClosed, now: float, sender: str) -> None:
+        call = self.calls.by_id.get(message.call)
+        if call is not None:
+            self.calls.total(call, message.total)
+
+    def _call_cancelled(self, message: p.CallCancelled, now: float, sender: str) -> None:
+        call = self.calls.by_id.get(message.call)
+        if message.indices is None:
+            self.calls.remember_cancelled(message.call)
+        if call is None:
+            return
+        pool = call.pool
+        if message.indices is None:
+            running = pool.cancel_call(call)
+        else:
+            running = pool.cancel([call.open[i] for i in message.indices if i in call.open])
+        if message.terminate_containers:
+            for container in running:
+                pool.fleet.kill(container)
+        self.touch(pool)
+
+    def _inputs_finished(self, message: p.InputsFinished, now: float, sender: str) -> None:
+        container = self.containers.get(sender)
+        if container is None:
+            self.drop("inputs finished by a container that is gone")
+            return
+        pool = container.pool
+        pool.finish(container, message.inputs, now)
+        if message.started:
+            pool.started(container, message.started)
+        self._touched[pool] = None
+
+    def _inputs_started(self, message: p.InputsStarted, now: float, sender: str) -> None:
+        container = self.containers.get(sender)
+        if container is None:
+            self.drop("inputs started by a container that is gone")
+            return
+        container.pool.started(container, message.leases)
+
+    def _inputs_returned(self, message: p.InputsReturned, now: float, sender: str) -> None:
+        container = self.containers.get(sender)
+        if container is None:
+            self.drop("inputs returned by a container that is gone")
+            return
+        container.pool.returned(container, message.leases)
+        self.touch(container.pool)
+
+    # ------------------------------------------------------------ results that are asked for
+
+    def _outputs_requested(self, message: p.OutputsRequested, now: float, sender: str) -> None:
+        call = self.calls.by_id.get(message.call)
+        if call is None:
+            text = f"there is no call {message.call}: it never was, or its results have expired after 7 days"
+            self.calls.refuse(sender, message.call, ErrorInfo("OutputExpiredError", text), message.request)
+            return
+        waiter = Waiter(sender, message.start, message.end, message.request)
+        call.waiters.append(waiter)
+        there = [index for index in call.done if waiter.wants(index)]
+        if there:
+            self.outbox.send(STORE, p.OutputsWanted(sender, call.id, there, message.request))
+
+    def _outputs_forgotten(self, message: p.OutputsForgotten, now: float, sender: str) -> None:
+        call = self.calls.by_id.get(message.call)
+        if call is not None:
+            call.waiters = [
+                w for w in call.waiters if w.session != sender or (message.request and w.request != message.request)
+            ]
+
+    def _call_requested(self, message: p.CallRequested, now: float, sender: str) -> None:
+        call = self.calls.by_id.get(message.call)
+        if call is None:
+            text = f"there is no call {message.call}: it never was, or its results have expired after 7 days"
+            self.outbox.send(sender, p.Reply(message.request, None, ErrorInfo("NotFoundError", text)))
+            return
+        inputs = dict(call.done)
+        for index, input in call.open.items():
+            inputs[index] = "running" if input.container is not None and not input.credited else "queued"
+        value = {
+            "inputs": call.total if call.total is not None else call.submitted,
+            "done": len(call.done),
+            "function": call.pool.spec.name,
+            "method": call.method,
+            "parent": call.parent,
+            "status": [[index, inputs[index]] for index in sorted(inputs)],
+        }
+        self.outbox.send(sender, p.Reply(message.request, value))
+
+    def _call_restored(self, message: p.CallRestored, now: float, sender: str) -> None:
+        """A durable call out of the store, after a restart: its open inputs follow as InputsSubmitted."""
+        pool = self._find_pool(message.pool)
+        if not isinstance(pool, ErrorInfo):
+            call = self.calls.open(message.call, pool, "", message.method, True, False, "")
+            total = message.total if message.total >= 0 else None
+            self.calls.restore(call, dict(message.done), total)
+
+    # ------------------------------------------------------------ sessions
+
+    def _session_closed(self, message: p.SessionClosed, now: float, sender: str) -> None:
+        """The caller is gone: what only it waited for is cancelled, its apps end."""
+        for call in [c for c in self.calls.by_id.values() if c.session == sender]:
+            call.session = ""
+            call.pool.cancel_call(call)
+            self.calls.by_id.pop(call.id, None)
+            self.touch(call.pool)
+        for call in self.calls.by_id.values():
+            if call.waiters:
+                call.waiters = [w for w in call.waiters if w.session != sender]
+        for app in [a for a in self.apps.values() if a.session == sender]:
+            app.session = ""
+            self._stop(app, "the program that ran it has ended")
+
+    def _statistics_requested(self, message: p.StatisticsRequested, now: float, sender: str) -> None:
+        if message.pool:
+            pool = self._find_pool(message.pool)
+            if isinstance(pool, ErrorInfo):
+                self.outbox.send(sender, p.Reply(message.request, None, pool))
+                return
+            value: Any = pool.statistics()
+        elif message.app:
+            value = [pool.statistics() for pool in self.pools.values() if pool.app == message.app]
+        else:
+            value = self.statistics()
+        self.outbox.send(sender, p.Reply(message.request, value))
+
+    def _autoscaler_updated(self, message: p.AutoscalerUpdated, now: float, sender: str) -> None:
+        pool = self._find_pool(message.pool)
+        if isinstance(pool, ErrorInfo):
+            self.outbox.send(sender, p.Reply(message.request, None, pool))
+            return
+        names = ("min_containers", "max_containers", "buffer_containers", "scaledown_window")
+        changes = {name: getattr(message, name) for name in names if getattr(message, name) is not None}
+        settings = replace(pool.fleet.settings, **changes)
+        if settings.max_containers is not None and settings.min_containers > settings.max_containers:
+            text = f"min_containers={settings.min_containers} is above max_containers={settings.max_containers}"
+            self.outbox.send(sender, p.Reply(message.request, None, ErrorInfo("InvalidError", text)))
+            return
+        pool.fleet.change_settings(settings, now)
+        self.touch(pool)
+        self.outbox.send(sender, p.Reply(message.request, {name: getattr(settings, name) for name in names}))
+
+    # ------------------------------------------------------------ containers and machines
+
+    def _container_started(self, message: p.ContainerStarted, now: float, sender: str) -> None:
+        container = self.containers.get(message.container)
+        if container is not None:
+            container.process = message.process
+
+    def _container_ready(self, message: p.ContainerReady, now: float, sender: str) -> None:
+        container = self.containers.get(sender)
+        if container is None:
+            self.drop("ready a container that is gone")
+            return
+        container.pool.fleet.became_ready(container, now)
+        self.touch(container.pool)
+
+    def _container_failed(self, message: p.ContainerFailed, now: float, sender: str) -> None:
+        container = self.containers.get(sender)
+        if container is None:
+            self.drop("failed a container that is gone")
+            return
+        container.pool.fleet.failed(container, message.error)
+        self.touch(container.pool)
+
+    def _container_disconnected(self, message: p.ContainerDisconnected, now: float, sender: str) -> None:
+        """Its connection is gone: it can neither be given inputs nor tell of them, so its process must go too."""
+        container = self.containers.get(message.container)
+        if container is not None and container.state != STARTING:
+            container.pool.fleet.kill(container)
+
+    def _container_lost(self, message: p.ContainerLost, now: float, sender: str) -> None:
+        container = self.containers.get(message.container)
+        if container is None:
+            self.drop("lost a container that is gone")
+            return
+        pool = container.pool
+        pool.fleet.gone(container, message)
+        app = self.apps[pool.app]
+        if app.stopped:
+            self._forget_if_over(app)
+        else:
+            self.touch(pool)
+
+    def _heartbeat(self, message: p.Heartbeat, now: float, sender: str) -> None:
+        container = self.containers.get(sender)
+        if container is not None:
+            container.heard_at = now
+
+    def _node_joined(self, message: p.NodeJoined, now: float, sender: str) -> None:
+        self.scheduler.join(message.node, message.cpu, message.memory, message.gpus)
+        for pool in self.pools.values():
+            self.touch(pool)
+
+    def _node_lost(self, message: p.NodeLost, now: float, sender: str) -> None:
+        for container in [c for c in self.containers.values() if c.placement.node == message.node]:
+            self._container_lost(p.ContainerLost(container.id, f"the machine {message.node} is gone"), now, sender)
+        self.scheduler.leave(message.node)
+
+    def _time_passed(self, message: p.TimePassed, now: float, sender: str) -> None:
+        """The agenda has already run."""
+
+    def _calls_of(self, pool: Pool) -> list[Call]:
+        return [call for call in self.calls.by_id.values() if call.pool is pool]
+
+
+def normalised(spec: FunctionSpec) -> FunctionSpec:
+    """Without `@concurrent`, a class whose methods have limits has as many slots as they add up to."""
+    if spec.concurrency.declared or all(method.concurrency_limit is None for method in spec.methods):
+        return spec
+    slots = sum(method_limits(spec).values())
+    return replace(spec, concurrency=Concurrency(slots, slots))

@@ -1,0 +1,121 @@
+"""The inputs of one pool that wait: fair between calls, first come first served inside a call.
+
+Calls take turns, so a map of 100,000 inputs delays a single call by one input and not by all of them. Inputs that come
+back (a lost container, a recalled credit) go to the front of their call. Inputs that wait for a retry delay are in
+`delayed` and not ready.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kedge.core.calls import Call, Input
+
+
+class InputQueue:
+    def __init__(self) -> None:
+        self._turns: deque[Call] = deque()
+        self._waiting: dict[Call, deque[Input]] = {}
+        self._delayed: list[tuple[float, int, Input]] = []
+        self._sequence = 0
+        self.ready = 0
+        """Inputs that could run now."""
+
+    def __len__(self) -> int:
+        return self.ready + len(self._delayed)
+
+    def __iter__(self) -> Iterator[Input]:
+        for waiting in self._waiting.values():
+            yield from waiting
+        for _, _, input in self._delayed:
+            yield input
+
+    def append(self, input: Input) -> None:
+        waiting = self._waiting.get(input.call)
+        if waiting is None:
+            waiting = self._waiting[input.call] = deque()
+            self._turns.append(input.call)
+        waiting.append(input)
+        self.ready += 1
+
+    def put_back(self, input: Input) -> None:
+        """To the front: it was further ahead before."""
+        waiting = self._waiting.get(input.call)
+        if waiting is None:
+            waiting = self._waiting[input.call] = deque()
+            self._turns.appendleft(input.call)
+        waiting.appendleft(input)
+        self.ready += 1
+
+    def delay(self, input: Input, until: float) -> None:
+        self._sequence += 1
+        heappush(self._delayed, (until, self._sequence, input))
+
+    def wake(self, now: float) -> None:
+        """Makes ready what has waited long enough."""
+        while self._delayed and self._delayed[0][0] <= now:
+            self.append(heappop(self._delayed)[2])
+
+    @property
+    def next_wake(self) -> float | None:
+        return self._delayed[0][0] if self._delayed else None
+
+    def calls(self) -> list[Call]:
+        """The calls with ready inputs, in the order of their turns."""
+        return list(self._turns)
+
+    def waiting(self, call: Call) -> int:
+        """Ready inputs of one call."""
+        return len(self._waiting.get(call, ()))
+
+    def peek_call(self) -> Call:
+        return self._turns[0]
+
+    def pop(self) -> Input:
+        """The next input; the call's next turn comes after everybody else's."""
+        call = self._turns[0]
+        waiting = self._waiting[call]
+        input = waiting.popleft()
+        self.ready -= 1
+        if not waiting:
+            del self._waiting[call]
+            self._turns.popleft()
+        elif len(self._turns) > 1:
+            self._turns.rotate(-1)
+        return input
+
+    def pop_from(self, call: Call) -> Input:
+        """The next input of one call, out of turn."""
+        self._turns.remove(call)
+        self._turns.appendleft(call)
+        return self.pop()
+
+    def remove(self, input: Input) -> None:
+        """Takes out one input that is known to wait here."""
+        waiting = self._waiting.get(input.call)
+        if waiting is not None and input in waiting:
+            waiting.remove(input)
+            self.ready -= 1
+            if not waiting:
+                del self._waiting[input.call]
+                self._turns.remove(input.call)
+            return
+        self._delayed = [entry for entry in self._delayed if entry[2] is not input]
+        self._delayed.sort()
+
+    def remove_call(self, call: Call) -> list[Input]:
+        """Takes out every input of a call, and gives them."""
+        waiting = self._waiting.pop(call, None)
+        gone = list(waiting) if waiting else []
+        if waiting is not None:
+            self._turns.remove(call)
+            self.ready -= len(gone)
+        late = [entry for entry in self._delayed if entry[2].call is call]
+        if late:
+            self._delayed = sorted(entry for entry in self._delayed if entry[2].call is not call)
+            gone += [entry[2] for entry in late]
+        return gone

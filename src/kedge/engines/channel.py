@@ -1,0 +1,122 @@
+"""The road between the supervisor and one fork server: frames of private messages, and descriptors beside them.
+
+A fork server keeps a child that has ended as a zombie until it hears `ContainerReaped`: so long the child's number, its
+process group and its session belong to it, and the supervisor cannot hit a stranger with a signal.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections import deque
+from typing import Any
+
+from kedge.model.protocol import Message
+from kedge.wire.codec import FrameDecoder, encode
+
+_READ_SIZE = 64 * 1024
+_MAX_FDS = 64
+"""More descriptors than one read can bring: each message carries at most three."""
+
+
+class ServerPrepared(Message):
+    """To a fork server, first: what to hold."""
+
+    sys_path: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+    alias_modal: bool = False
+
+
+class ContainerForked(Message):
+    """To a fork server: make a container. Three descriptors come along: its launch, its stdout, its stderr."""
+
+    container: str
+
+
+class ContainerReaped(Message):
+    """To a fork server: the end of this container has been dealt with, its zombie may go."""
+
+    container: str
+
+
+class ServerReady(Message):
+    """From a fork server: loaded. `unsafe` says why it must not fork, `culprit` which module made it so."""
+
+    skipped: dict[str, str] = {}
+    """Modules that were not loaded, and why."""
+    unsafe: str = ""
+    culprit: str = ""
+    seconds: float = 0.0
+
+
+class ContainerBorn(Message):
+    """From a fork server: the container's process exists, or `error` says why not."""
+
+    container: str
+    process: int = 0
+    error: str = ""
+
+
+class ContainerEnded(Message):
+    container: str
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+ToForkServer = ServerPrepared | ContainerForked | ContainerReaped
+FromForkServer = ServerReady | ContainerBorn | ContainerEnded
+
+
+class ChannelClosed(Exception):
+    """The other side is gone."""
+
+
+class Channel:
+    """One end. Reading blocks or not as the socket does; what is sent is small and the receiver is quick."""
+
+    def __init__(self, sock: socket.socket, union: Any) -> None:
+        self._socket = sock
+        self._decoder = FrameDecoder(union)
+        self._descriptors: deque[int] = deque()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Sends one message; ChannelClosed where nobody reads any more."""
+        frame = memoryview(encode([message]))
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            sent = self._socket.sendmsg([frame], rights)
+            if sent < len(frame):
+                self._socket.sendall(frame[sent:])
+        except OSError as error:
+            raise ChannelClosed(str(error)) from None
+
+    def receive(self) -> list[Any]:
+        """The messages that have come; possibly none. Their descriptors wait in `take`. ChannelClosed at the end."""
+        room = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+        try:
+            data, ancillary, _, _ = self._socket.recvmsg(_READ_SIZE, room, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise ChannelClosed(str(error)) from None
+        for level, kind, raw in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                numbers = array.array("i")
+                numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
+                self._descriptors.extend(numbers)
+        if not data:
+            raise ChannelClosed("the other side has closed")
+        return self._decoder.feed(data)
+
+    def take(self, count: int) -> tuple[int, ...]:
+        """The descriptors of the message at hand: messages and descriptors come in the same order."""
+        return tuple(self._descriptors.popleft() for _ in range(count))
+
+    def close(self) -> None:
+        self._socket.close()
+        while self._descriptors:
+            os.close(self._descriptors.popleft())

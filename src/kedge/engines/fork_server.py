@@ -1,0 +1,193 @@
+"""A process that holds kedge's runtime and the heavy packages of one environment, and forks containers from them.
+
+It stays single-threaded, holds no module of the user, and waits on its control channel and its children's pidfds only.
+Modules come from site-packages: while it loads them, no other directory is on `sys.path`. What it loads may make forking
+unsafe; it checks after each module, reports the first that does, and never forks after that.
+
+Without pidfds (old kernels, some sandboxes) it asks after its children every 20 ms instead.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.util
+import os
+import select
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from kedge.engines import child, fork_safety, system
+from kedge.engines.boot import completed, library_entries
+from kedge.engines.channel import (
+    Channel,
+    ChannelClosed,
+    ContainerBorn,
+    ContainerEnded,
+    ContainerForked,
+    ContainerReaped,
+    ServerPrepared,
+    ServerReady,
+    ToForkServer,
+)
+
+_POLL_MS = 20
+
+
+def main(descriptor: int, runtime: Sequence[str], runner: str) -> NoReturn:
+    system.set_name("kedge-fork")
+    os.chdir("/")
+    server = ForkServer(Channel(socket.socket(fileno=descriptor), ToForkServer), runtime, runner)
+    try:
+        server.prepare()
+        server.serve()
+    except ChannelClosed:
+        pass  # retired, or the supervisor is gone; children die with this process
+    os._exit(0)
+
+
+class ForkServer:
+    """Forks on demand. A child that has ended stays a zombie until the supervisor has dealt with it."""
+
+    def __init__(self, channel: Channel, runtime: Sequence[str], runner: str) -> None:
+        self._channel = channel
+        self._runtime = runtime
+        self._runner = runner
+        self._poll = select.poll()
+        self._poll.register(channel, select.POLLIN)
+        self._running: dict[str, tuple[int, int | None]] = {}
+        """Container → (process, pidfd)."""
+        self._ended: dict[str, int] = {}
+        self._watched: dict[int, str] = {}
+        """pidfd → container."""
+
+    def prepare(self) -> None:
+        """Loads what this server is for, and says how that went."""
+        started = time.monotonic()
+        messages: list[object] = []
+        while not messages:
+            messages = self._channel.receive()
+        order = messages[0]
+        assert isinstance(order, ServerPrepared)
+        if order.sys_path:
+            sys.path[:] = completed(library_entries(order.sys_path), self._runtime)
+        unsafe = self._load_base(order.alias_modal)
+        skipped: dict[str, str] = {}
+        culprit = ""
+        for name in () if unsafe else order.preload:
+            problem = load(name)
+            if problem:
+                skipped[name] = problem
+            unsafe = self._objection()
+            if unsafe:
+                culprit = name
+                break
+        sys.stdout.flush()
+        sys.stderr.flush()
+        gc.collect()
+        gc.freeze()
+        self._channel.send(
+            ServerReady(skipped=skipped, unsafe=unsafe, culprit=culprit, seconds=time.monotonic() - started)
+        )
+
+    def serve(self) -> None:
+        """Forks until the channel closes."""
+        while True:
+            unwatched = len(self._running) > len(self._watched)
+            ready = {descriptor for descriptor, _ in self._poll.poll(_POLL_MS if unwatched else None)}
+            for descriptor in ready & self._watched.keys():
+                self._collect(self._watched[descriptor])
+            if unwatched:
+                for container in [name for name, (_, pidfd) in self._running.items() if pidfd is None]:
+                    self._collect(container)
+            if self._channel.fileno() in ready:
+                for message in self._channel.receive():
+                    if isinstance(message, ContainerForked):
+                        self._fork(message.container)
+                    elif isinstance(message, ContainerReaped):
+                        os.waitpid(self._ended.pop(message.container), 0)
+
+    def _load_base(self, alias_modal: bool) -> str:
+        """What every container needs. A failure here is a broken installation: it ends the process, on stderr."""
+        package = importlib.import_module("kedge")
+        for name in getattr(package, "__all__", ()):
+            getattr(package, name)  # public names may be loaded lazily
+        runtime = importlib.import_module(self._runner)
+        if alias_modal and hasattr(runtime, "install_alias"):
+            runtime.install_alias()  # before anything that says `import modal`
+        return self._objection()
+
+    def _objection(self) -> str:
+        if sys.platform == "darwin":
+            return "macOS: its system libraries do not survive a fork"
+        return fork_safety.objection({0, 1, 2, self._channel.fileno()})
+
+    def _fork(self, container: str) -> None:
+        descriptors = self._channel.take(3)
+        parent = os.getpid()
+        try:
+            process = os.fork()
+        except OSError as error:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._channel.send(ContainerBorn(container, error=f"cannot fork: {error}"))
+            return
+        if process == 0:
+            self._live(parent, *descriptors)
+        pidfd = system.open_pidfd(process)
+        self._running[container] = (process, pidfd)
+        if pidfd is not None:
+            self._watched[pidfd] = container
+            self._poll.register(pidfd, select.POLLIN)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._channel.send(ContainerBorn(container, process))
+
+    def _live(self, parent: int, launch: int, stdout: int, stderr: int) -> NoReturn:
+        try:
+            self._channel.close()
+            for pidfd in self._watched:
+                os.close(pidfd)
+            child.detach(parent, stdout, stderr)
+            data = child.read_whole(launch)
+            os.close(launch)
+            child.live(data, self._runtime, self._runner, forked=True)
+        finally:
+            os._exit(child.CRASHED)
+
+    def _collect(self, container: str) -> None:
+        process, pidfd = self._running[container]
+        fate = system.peek_exit(process)
+        if fate is None:
+            return
+        if pidfd is not None:
+            self._poll.unregister(pidfd)
+            del self._watched[pidfd]
+            os.close(pidfd)
+        del self._running[container]
+        self._ended[container] = process
+        self._channel.send(ContainerEnded(container, *fate))
+
+
+def load(name: str) -> str:
+    """Imports an installed module. Returns why it was left out, or an empty string."""
+    try:
+        specification = importlib.util.find_spec(name.partition(".")[0])
+        if specification is None:
+            return "not installed"
+        places = specification.submodule_search_locations or [specification.origin or ""]
+        if specification.origin not in ("built-in", "frozen") and not any(_is_installed(place) for place in places):
+            return "not from site-packages: it belongs to the user's code"
+        importlib.import_module(name)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _is_installed(place: str) -> bool:
+    return any(place.startswith(entry.rstrip("/") + "/") for entry in sys.path)

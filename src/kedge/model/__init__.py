@@ -1,0 +1,1 @@
+"""The vocabulary: ids, specs and messages. Frozen values without behaviour."""

@@ -1,0 +1,512 @@
+"""Every message of the system: frozen, tagged, one file.
+
+The message that crosses a socket is the event the core handles; the receiver adds only the sender (from the
+connection). A command of the core is an addressed message: `(recipient, message)`. Messages carry lists, because
+frames, events, commands and deliveries all travel in batches. Fields are only ever added, with defaults.
+
+Who sends what:
+
+* a **session** is one connection of an SDK process (client);
+* a **container** connects by itself and proves its id with the token of its `Launch`;
+* the **engine** makes containers exist and reports facts about them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from kedge.model.payload import ErrorInfo, Payload, Result
+from kedge.model.spec import AppSpec, Concurrency, Launch, Variant
+
+PROTOCOL_VERSION = 1
+
+CLIENT = "client"
+CONTAINER = "container"
+
+
+class Message(Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of all messages. Tagged with the class name, encoded as an array."""
+
+
+# ---------------------------------------------------------------- both directions, before anything else
+
+
+class Hello(Message, frozen=True):
+    """The first message of a connection: who is there. Anything else first is refused."""
+
+    role: str
+    identity: str = ""
+    """A container's id; empty for a client."""
+    token: str = ""
+    version: int = PROTOCOL_VERSION
+    python: str = ""
+    process: int = 0
+
+
+class Welcome(Message, frozen=True):
+    session: str
+    version: int = PROTOCOL_VERSION
+    server: str = ""
+    home: str = ""
+    """KEDGE_HOME of the server, where payload files are written and read."""
+
+
+class Refused(Message, frozen=True):
+    """The connection is closed after this."""
+
+    reason: str
+
+
+# ---------------------------------------------------------------- client → plane
+
+
+class AppCreated(Message, frozen=True):
+    request: int
+    app: AppSpec
+
+
+class AppStopped(Message, frozen=True):
+    """Ends an app: queued inputs close, running ones are cancelled, containers go."""
+
+    app: str
+    request: int = 0
+    reason: str = "stopped by its owner"
+
+
+class VariantBound(Message, frozen=True):
+    """Announces a pool for parameters or options before its first input."""
+
+    variant: Variant
+
+
+class InputsSubmitted(Message, frozen=True):
+    """Consecutive inputs `first`, `first + 1`, … of one call. Known ones are duplicates and are dropped."""
+
+    call: str
+    pool: str
+    first: int
+    payloads: list[Payload]
+    method: str = ""
+    durable: bool = False
+    """A spawned call: survives its caller, and its results are kept until they expire."""
+    parent: str = ""
+    """Input id of the caller where the call is made inside a container."""
+    stream: bool = False
+    """A generator: values travel as StreamValues, the result only closes the stream."""
+    total: int = -1
+    """The number of inputs of the whole call, where it is known already; saves a CallClosed."""
+
+
+class CallClosed(Message, frozen=True):
+    """No further inputs: the call has `total` of them."""
+
+    call: str
+    total: int
+
+
+class CallCancelled(Message, frozen=True):
+    call: str
+    terminate_containers: bool = False
+    indices: list[int] | None = None
+    """None: the whole call."""
+
+
+class OutputsRequested(Message, frozen=True):
+    """Asks for the results of a durable call, `start` up to `end` (exclusive; None: all). Answered by OutputsDelivered
+    as they come, and by CallUnknown where there is no such call."""
+
+    call: str
+    start: int = 0
+    end: int | None = None
+    request: int = 0
+
+
+class OutputsForgotten(Message, frozen=True):
+    """The session no longer waits for these results."""
+
+    call: str
+    request: int = 0
+
+
+class StreamCredited(Message, frozen=True):
+    """The reader of a stream takes `values` more of them. Relayed to the container, not seen by the core."""
+
+    call: str
+    index: int
+    values: int
+
+
+class StatisticsRequested(Message, frozen=True):
+    """`pool` of one function, or every pool of `app`, or everything."""
+
+    request: int
+    pool: str = ""
+    app: str = ""
+
+
+class AutoscalerUpdated(Message, frozen=True):
+    """Live override until the app is created anew. None leaves a setting as it is."""
+
+    request: int
+    pool: str
+    min_containers: int | None = None
+    max_containers: int | None = None
+    buffer_containers: int | None = None
+    scaledown_window: float | None = None
+
+
+class CallRequested(Message, frozen=True):
+    """Asks what is known of a call: answered by Reply with {"inputs": n, "done": m, "status": [...]}."""
+
+    request: int
+    call: str
+
+
+class OutputSubscribed(Message, frozen=True):
+    """From now on this session gets OutputCaptured of the app's containers."""
+
+    app: str
+
+
+class SessionClosed(Message, frozen=True):
+    """Said by a client that leaves on purpose, and by the shell when a connection is gone: what only this session
+    waited for is cancelled, its ephemeral apps stop."""
+
+    reason: str = ""
+
+
+# ---------------------------------------------------------------- plane → client
+
+
+class Output(Struct, frozen=True, array_like=True, gc=False):
+    index: int
+    result: Result
+
+
+class OutputsDelivered(Message, frozen=True):
+    call: str
+    outputs: list[Output]
+    request: int = 0
+
+
+class InputsAccepted(Message, frozen=True):
+    """A durable call's inputs are on disk."""
+
+    call: str
+    first: int
+    count: int
+
+
+class CallRefused(Message, frozen=True):
+    """The call cannot run at all: no such pool, its app has stopped, or it is unknown or expired."""
+
+    call: str
+    error: ErrorInfo
+    request: int = 0
+
+
+class StreamValues(Message, frozen=True):
+    """Values `first`, `first + 1`, … of a generator. From the container, relayed to the caller."""
+
+    call: str
+    index: int
+    first: int
+    values: list[Payload]
+
+
+class Notice(Message, frozen=True):
+    """Something a person should read once: waiting for room, running without the image, a crash loop."""
+
+    app: str
+    text: str
+    level: str = "info"
+
+
+class Reply(Message, frozen=True):
+    """Answers the request of the same number."""
+
+    request: int
+    value: Any = None
+    error: ErrorInfo | None = None
+
+
+# ---------------------------------------------------------------- plane → container
+
+
+class Dispatch(Struct, frozen=True, array_like=True, gc=False):
+    """One input for a container. `lease` names this attempt for the rest of its life: the fence.
+
+    A `credited` one goes beyond the free slots: it is granted, not started, and may be revoked until it starts."""
+
+    lease: int
+    call: str
+    index: int
+    method: str
+    payload: Payload
+    attempt: int = 0
+    credited: bool = False
+    stream: bool = False
+
+
+class InputsDispatched(Message, frozen=True):
+    inputs: list[Dispatch]
+
+
+class InputsCancelled(Message, frozen=True):
+    """The work of these leases is no longer wanted. `reason` is `cancelled` or `timeout`."""
+
+    leases: list[int]
+    reason: str = "cancelled"
+
+
+class InputsRecalled(Message, frozen=True):
+    """Asks credited inputs back. Answered by InputsReturned with those that had not started."""
+
+    leases: list[int]
+
+
+class ContainerDrained(Message, frozen=True):
+    """To a container: take nothing new, finish what runs, run the exit hooks, leave."""
+
+    reason: str = ""
+    cancel: bool = False
+    """Cancel what runs instead of finishing it."""
+
+
+class ConcurrencyChanged(Message, frozen=True):
+    concurrency: Concurrency
+
+
+# ---------------------------------------------------------------- container → plane
+
+
+class ContainerReady(Message, frozen=True):
+    """Imports and enter hooks are done; inputs may come."""
+
+    imports: list[str] = []
+    """Modules of site-packages that the user's code imported, dearest first: a fork server may hold them."""
+    startup_s: float = 0.0
+
+
+class ContainerFailed(Message, frozen=True):
+    """Import or enter hooks failed. The container leaves by itself after this."""
+
+    error: ErrorInfo
+
+
+class Finished(Struct, frozen=True, array_like=True, gc=False):
+    lease: int
+    result: Result
+    run_s: float = 0.0
+    """Seconds from the start of user code to its end."""
+
+
+class InputsFinished(Message, frozen=True):
+    inputs: list[Finished]
+    started: list[int] = []
+    """Credited leases that have started and not finished."""
+
+
+class InputsStarted(Message, frozen=True):
+    """Credited inputs whose user code is about to run: from now on they are attempts."""
+
+    leases: list[int]
+
+
+class InputsReturned(Message, frozen=True):
+    leases: list[int]
+
+
+class Heartbeat(Message, frozen=True):
+    """Every few seconds while something runs. Silence is a diagnosis, never grounds to kill."""
+
+    running: int
+    loop_lag_s: float = 0.0
+
+
+# ---------------------------------------------------------------- plane → engine
+
+
+class StartContainer(Message, frozen=True):
+    container: str
+    pool: str
+    node: str = ""
+    devices: list[int] = []
+
+
+class KillContainer(Message, frozen=True):
+    """Ends a container's process tree after `grace_s` seconds, at once with 0."""
+
+    container: str
+    grace_s: float = 0.0
+
+
+# ---------------------------------------------------------------- engine → plane
+
+
+class ContainerStarted(Message, frozen=True):
+    container: str
+    process: int
+    how: str = "fork"
+    """fork or spawn."""
+
+
+class ContainerLost(Message, frozen=True):
+    """The process is gone, for whatever reason; `expected` where it left by itself with exit code 0."""
+
+    container: str
+    reason: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    out_of_memory: bool = False
+
+
+class ContainerDisconnected(Message, frozen=True):
+    """From the shell: the connection of a container is gone while its process may still be there."""
+
+    container: str
+    reason: str = ""
+
+
+class OutputCaptured(Message, frozen=True):
+    """Bytes a container wrote: `stream` is 1 (stdout) or 2 (stderr). Not seen by the core."""
+
+    container: str
+    stream: int
+    data: bytes
+    at: float = 0.0
+    app: str = ""
+    pool: str = ""
+
+
+# ---------------------------------------------------------------- shell → plane, plane → store
+
+
+class TimePassed(Message, frozen=True):
+    """Nothing happened but time: the next deadline is due."""
+
+
+class NodeJoined(Message, frozen=True):
+    """A machine that can hold containers. `gpus` counts devices by name."""
+
+    node: str
+    cpu: float
+    memory: int
+    gpus: dict[str, int] = {}
+
+
+class NodeLost(Message, frozen=True):
+    node: str
+
+
+class OutputsRecorded(Message, frozen=True):
+    """To the store: results of a durable call that must survive."""
+
+    call: str
+    outputs: list[Output]
+
+
+class PayloadReleased(Message, frozen=True):
+    """To the store: these payload files held arguments of inputs that will not run again."""
+
+    blobs: list[str]
+
+
+class OutputsWanted(Message, frozen=True):
+    """To the store: send these recorded results to this session as OutputsDelivered."""
+
+    session: str
+    call: str
+    indices: list[int]
+    request: int
+
+
+class CallRestored(Message, frozen=True):
+    """From the store, after a restart: a durable call and what of it is done, as (index, status)."""
+
+    call: str
+    pool: str
+    method: str
+    total: int
+    done: list[tuple[int, str]]
+
+
+class CallExpired(Message, frozen=True):
+    """To the store: everything about this call may go."""
+
+    call: str
+
+
+# ---------------------------------------------------------------- server ↔ supervisor (see engines.process)
+
+
+class ContainerLaunched(Message, frozen=True):
+    """To the supervisor: bring this container up."""
+
+    launch: Launch
+
+
+class ForkServerWarmed(Message, frozen=True):
+    """To the supervisor: have a fork server ready for launches like this one."""
+
+    launch: Launch
+
+
+class SupervisorStopped(Message, frozen=True):
+    """To the supervisor: kill everything and leave."""
+
+
+class ForkServerReported(Message, frozen=True):
+    """From the supervisor: a fork server is up, or why its environment is started fresh instead."""
+
+    key: str
+    process: int
+    safe: bool = True
+    reason: str = ""
+    seconds: float = 0.0
+
+
+FromClient = (
+    Hello
+    | AppCreated
+    | AppStopped
+    | VariantBound
+    | InputsSubmitted
+    | CallClosed
+    | CallCancelled
+    | OutputsRequested
+    | OutputsForgotten
+    | StreamCredited
+    | StatisticsRequested
+    | AutoscalerUpdated
+    | CallRequested
+    | OutputSubscribed
+    | SessionClosed
+)
+ToClient = (
+    Welcome | Refused | OutputsDelivered | InputsAccepted | CallRefused | StreamValues | Notice | Reply | OutputCaptured
+)
+FromContainer = (
+    Hello
+    | ContainerReady
+    | ContainerFailed
+    | InputsFinished
+    | InputsStarted
+    | InputsReturned
+    | Heartbeat
+    | StreamValues
+)
+ToContainer = (
+    Welcome
+    | Refused
+    | InputsDispatched
+    | InputsCancelled
+    | InputsRecalled
+    | ContainerDrained
+    | ConcurrencyChanged
+    | StreamCredited
+)
+ToSupervisor = ContainerLaunched | ForkServerWarmed | KillContainer | SupervisorStopped
+FromSupervisor = ContainerStarted | ContainerLost | OutputCaptured | ForkServerReported

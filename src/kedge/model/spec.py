@@ -1,0 +1,205 @@
+"""What users declared, as frozen values: one field per keyword of `@app.function`, defaults as documented there.
+
+Values arrive here already validated (`sdk.validation`); nothing below checks or computes. Times are seconds, memory is
+MiB, cpu is cores. Fields are only ever added, with defaults, so that an old reader ignores a new field.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from kedge.model.payload import Payload
+
+DEFAULT_TIMEOUT = 300.0
+DEFAULT_SCALEDOWN_WINDOW = 60.0
+DEFAULT_CPU = 0.125
+DEFAULT_MEMORY = 128
+
+
+class Concurrency(Struct, frozen=True, forbid_unknown_fields=False):
+    """Slots of one container: routing and scaling aim at `target_inputs`, `max_inputs` is never exceeded."""
+
+    max_inputs: int = 1
+    target_inputs: int = 1
+    declared: bool = False
+    """Whether `@concurrent` (or with_concurrency) was used. False and max_inputs=1 are the same thing."""
+
+
+class Batching(Struct, frozen=True):
+    max_batch_size: int
+    wait_ms: int
+
+
+class AutoscalerSettings(Struct, frozen=True):
+    min_containers: int = 0
+    max_containers: int | None = None
+    buffer_containers: int = 0
+    scaledown_window: float = DEFAULT_SCALEDOWN_WINDOW
+
+
+class GpuRequest(Struct, frozen=True):
+    """One acceptable kind of device: `name` upper-case as declared (`H100`, `A100-80GB`, `ANY`), `count` devices."""
+
+    name: str
+    count: int = 1
+
+
+class Resources(Struct, frozen=True):
+    """What one container asks for. Requests bound placement, limits bound use; `gpus` in order of preference."""
+
+    cpu: float = DEFAULT_CPU
+    cpu_limit: float | None = None
+    memory: int = DEFAULT_MEMORY
+    memory_limit: int | None = None
+    gpus: tuple[GpuRequest, ...] = ()
+    ephemeral_disk: int | None = None
+
+
+class RetryPolicy(Struct, frozen=True):
+    """How often and how soon an input that failed by its own code is tried again."""
+
+    max_retries: int = 0
+    backoff_coefficient: float = 1.0
+    initial_delay: float = 1.0
+    max_delay: float = 60.0
+
+
+class ParameterSpec(Struct, frozen=True):
+    """One `parameter()` of a class: `type` is str, int, bool or bytes by name."""
+
+    name: str
+    type: str
+    default: Payload | None = None
+    """The pickled default; None where the parameter must be given."""
+
+
+class MethodSpec(Struct, frozen=True):
+    """One callable of a function or class. A plain function has exactly one, with an empty name."""
+
+    name: str = ""
+    is_async: bool = False
+    is_generator: bool = False
+    concurrency_limit: int | None = None
+    timeout: float | None = None
+    batching: Batching | None = None
+    web: str | None = None
+    """fastapi_endpoint, asgi_app, wsgi_app or web_server; None for what is called by `.remote`."""
+
+
+class ImageStep(Struct, frozen=True):
+    """One step of an image recipe: its kind and its arguments, in an order that never changes."""
+
+    kind: str
+    arguments: tuple[tuple[str, str], ...] = ()
+
+
+class ImageSpec(Struct, frozen=True):
+    steps: tuple[ImageStep, ...] = ()
+    digest: str = ""
+
+
+class FunctionSpec(Struct, frozen=True, kw_only=True):
+    """All that was declared about a function or class. `name` finds it; `qualname` may be shared by variants."""
+
+    name: str
+    module: str
+    qualname: str
+    is_class: bool = False
+    methods: tuple[MethodSpec, ...] = (MethodSpec(),)
+    parameters: tuple[ParameterSpec, ...] = ()
+    serialized: Payload | None = None
+    """The function or class by value, for `serialized=True` and for what no container could import."""
+
+    image: ImageSpec = ImageSpec()
+    env: tuple[tuple[str, str], ...] = ()
+    concurrency: Concurrency = Concurrency()
+    concurrency_limit: int | None = None
+    autoscaler: AutoscalerSettings = AutoscalerSettings()
+    resources: Resources = Resources()
+    retries: RetryPolicy = RetryPolicy()
+    timeout: float = DEFAULT_TIMEOUT
+    startup_timeout: float | None = None
+    """None means: as long as `timeout`."""
+    single_use_containers: bool = False
+    include_source: bool = True
+    enable_memory_snapshot: bool = False
+    block_network: bool = False
+    restrict_modal_access: bool = False
+    nonpreemptible: bool = False
+    i6pn: bool = False
+    cloud: str | None = None
+    region: tuple[str, ...] = ()
+    routing_region: str | None = None
+    proxy: str | None = None
+    preload: tuple[str, ...] = ()
+    """Modules of site-packages that a fork server should hold (experimental_options={"preload": [...]})."""
+
+
+class CodeSpec(Struct, frozen=True, kw_only=True):
+    """A snapshot of the user's entry module or its top-level package, addressed by digest."""
+
+    digest: str = ""
+    root: str = ""
+    """Directory that holds the snapshot; empty where everything is sent by value."""
+    origin: str = ""
+    """Where the files came from: shown in tracebacks, and the value of `__file__`."""
+    module: str = ""
+    """Name of the snapshot's module or package (`script`, `pkg`). The entry may be a submodule of it."""
+    is_package: bool = False
+    main: bool = False
+    """The caller runs the module as `__main__`; containers load it as `__kedge_main__` and alias `__main__`."""
+
+
+class EnvironmentSpec(Struct, frozen=True, kw_only=True):
+    """Where containers run: until images are built, the caller's own interpreter, path, variables and directory."""
+
+    python: str
+    python_version: str
+    sys_path: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+    directory: str = "/"
+    alias_modal: bool = False
+
+
+class AppSpec(Struct, frozen=True, kw_only=True):
+    app: str
+    name: str
+    functions: tuple[FunctionSpec, ...]
+    code: CodeSpec
+    environment: EnvironmentSpec
+    ephemeral: bool = True
+    """An ephemeral app ends with the session that created it; a detached one does not."""
+
+
+class Variant(Struct, frozen=True, kw_only=True):
+    """A pool of its own beside a function's first: other parameters, other options, or both."""
+
+    function: str
+    variant: str
+    """Digest of what follows, made by the client; equal values meet in one pool from any process."""
+    parameters: Payload | None = None
+    spec: FunctionSpec
+    """The function's spec with the options replaced."""
+
+
+class Launch(Struct, frozen=True, kw_only=True):
+    """All that a container needs to come up: the engine passes it on without looking inside."""
+
+    container: str
+    token: str
+    """Proves to the plane that the connection is this container's."""
+    address: str
+    """Path of the plane's Unix socket."""
+    pool: str
+    app: str
+    app_name: str
+    function: FunctionSpec
+    parameters: Payload | None = None
+    code: CodeSpec
+    environment: EnvironmentSpec
+    preload: tuple[str, ...] = ()
+    """Modules that the fork server of this app and environment should have loaded."""
+    devices: tuple[int, ...] = ()
+    """Indices of the GPUs that belong to this container."""
+    home: str = ""
+    """KEDGE_HOME of the server, where payload files live."""

@@ -1,0 +1,271 @@
+"""What a connection waits for, without the connection: pure records that arriving messages fill.
+
+`Pending` is one thing somebody waits for. `Registry` knows all of one connection, hands arriving messages to them, and
+says what to send again after the connection broke: ids are ours, so whatever arrives twice is a duplicate.
+
+Records are filled by whichever thread reads the connection and emptied by the one that waits. Each attribute has one
+writer, and lists grow by whole deliveries, so no lock is needed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from kedge.model.payload import ErrorInfo, Payload, Result
+from kedge.model.protocol import (
+    CallClosed,
+    CallRefused,
+    InputsAccepted,
+    InputsSubmitted,
+    Notice,
+    Output,
+    OutputsDelivered,
+    OutputsRequested,
+    Reply,
+    StreamValues,
+    VariantBound,
+)
+from kedge.model.spec import Variant
+from kedge.sdk.serializer import to_exception
+
+
+class Pending:
+    """One thing that somebody waits for. `ready` turns true when there is something to look at."""
+
+    __slots__ = ("bell", "failure", "ready")
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.failure: Exception | None = None
+        """Why nothing more will come."""
+        self.bell: Callable[[], None] | None = None
+        """Wakes who waits, where somebody does."""
+
+    def notify(self) -> None:
+        # First the flag, then the bell: who waits hangs up the bell first and looks at the flag afterwards.
+        self.ready = True
+        bell = self.bell
+        if bell is not None:
+            bell()
+
+    def fail(self, failure: Exception) -> None:
+        if self.failure is None:
+            self.failure = failure
+        self.notify()
+
+    def refuse(self, error: ErrorInfo) -> None:
+        self.fail(to_exception(error))
+
+    def deliver(self, outputs: list[Output]) -> None:
+        """Results of the call have come."""
+
+    def stream(self, message: StreamValues) -> None:
+        """Values of the generator have come."""
+
+    def accept(self, message: InputsAccepted) -> None:
+        """Inputs of a durable call are on disk."""
+
+    def resend(self) -> list[Any]:
+        """What a server that has forgotten everything needs to know about it."""
+        return []
+
+
+class SingleCall(Pending):
+    """One input, one result."""
+
+    __slots__ = ("message", "result")
+
+    def __init__(self, message: InputsSubmitted) -> None:
+        super().__init__()
+        self.message = message
+        self.result: Result | None = None
+
+    def deliver(self, outputs: list[Output]) -> None:
+        self.result = outputs[0].result
+        self.notify()
+
+    def resend(self) -> list[Any]:
+        return [self.message]
+
+
+class StreamCall(SingleCall):
+    """One input whose values come one by one; the result only closes the stream.
+
+    A container that is lost starts the generator anew: values that were here before are dropped and credited again.
+    """
+
+    __slots__ = ("arrived", "credit", "values")
+
+    def __init__(self, message: InputsSubmitted) -> None:
+        super().__init__(message)
+        self.values: deque[Payload] = deque()
+        self.arrived = 0
+        self.credit = 0
+        """Values that were taken or dropped and not yet credited."""
+
+    def stream(self, message: StreamValues) -> None:
+        known = self.arrived - message.first
+        fresh = message.values[known:] if known > 0 else message.values
+        self.credit += len(message.values) - len(fresh)
+        self.arrived += len(fresh)
+        self.values.extend(fresh)
+        self.notify()
+
+
+class SpawnCall(Pending):
+    """Inputs of a durable call on their way to the server's disk."""
+
+    __slots__ = ("chunks", "closing")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chunks: dict[int, InputsSubmitted] = {}
+        """What the server has not accepted, by its first index."""
+        self.closing: CallClosed | None = None
+
+    def accept(self, message: InputsAccepted) -> None:
+        self.chunks.pop(message.first, None)
+        self.notify()
+
+    def resend(self) -> list[Any]:
+        return [*self.chunks.values(), *([self.closing] if self.closing else [])]
+
+
+class Collector(Pending):
+    """Somebody asks for results of a durable call: those of `request.start` up to `request.end`."""
+
+    __slots__ = ("group", "request", "results")
+
+    def __init__(self, request: OutputsRequested, group: Pending | None = None) -> None:
+        super().__init__()
+        self.request = request
+        self.results: dict[int, Result] = {}
+        self.group = group
+        """Is told as well: for who waits for several."""
+
+    def deliver(self, outputs: list[Output]) -> None:
+        start, end = self.request.start, self.request.end
+        for output in outputs:
+            if start <= output.index and (end is None or output.index < end):
+                self.results[output.index] = output.result
+        self.notify()
+
+    def notify(self) -> None:
+        super().notify()
+        if self.group is not None:
+            self.group.notify()
+
+    def resend(self) -> list[Any]:
+        return [self.request]
+
+
+class Request(Pending):
+    """A question with one answer."""
+
+    __slots__ = ("message", "value")
+
+    def __init__(self, message: Any) -> None:
+        super().__init__()
+        self.message = message
+        self.value: Any = None
+
+    def resend(self) -> list[Any]:
+        return [self.message]
+
+
+class Registry:
+    """All that one connection waits for, and what it has announced."""
+
+    def __init__(self, on_other: Callable[[Any], None]) -> None:
+        self.calls: dict[str, Pending] = {}
+        self.requests: dict[int, Pending] = {}
+        self.variants: dict[str, Variant] = {}
+        """Pools that were announced on this connection."""
+        self.next_request = itertools.count(1).__next__
+        self._collectors: dict[str, list[Collector]] = {}
+        self._on_other = on_other
+
+    def dispatch(self, messages: list[Any]) -> None:
+        """Hands messages to who waits for them. What nobody waits for any more is dropped."""
+        for message in messages:
+            kind = type(message)
+            if kind is OutputsDelivered:
+                call = self.calls.get(message.call)
+                if call is not None:
+                    call.deliver(message.outputs)
+                else:
+                    # Not by the number of the request: what is delivered later goes to all who asked for the call.
+                    for collector in self._collectors.get(message.call, ()):
+                        collector.deliver(message.outputs)
+            elif kind is StreamValues:
+                call = self.calls.get(message.call)
+                if call is not None:
+                    call.stream(message)
+            elif kind is Reply:
+                self._reply(message)
+            elif kind is InputsAccepted:
+                call = self.calls.get(message.call)
+                if call is not None:
+                    call.accept(message)
+            elif kind is CallRefused:
+                refused = self.requests.get(message.request) if message.request else self.calls.get(message.call)
+                if refused is not None:
+                    refused.refuse(message.error)
+            else:
+                self._on_other(message)
+
+    def announce(self, pool: str, variant: Variant | None) -> list[Any]:
+        """The message to send before the first input of a pool, on this connection; nothing later on."""
+        if variant is None or pool in self.variants:
+            return []
+        self.variants[pool] = variant
+        return [VariantBound(variant)]
+
+    def collect(self, collector: Collector) -> None:
+        self.requests[collector.request.request] = collector
+        self._collectors.setdefault(collector.request.call, []).append(collector)
+
+    def forget(self, collector: Collector) -> None:
+        self.requests.pop(collector.request.request, None)
+        left = [other for other in self._collectors.get(collector.request.call, ()) if other is not collector]
+        if left:
+            self._collectors[collector.request.call] = left
+        else:
+            self._collectors.pop(collector.request.call, None)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.calls or self.requests)
+
+    def resend(self) -> list[Any]:
+        """Everything unfinished, for a server that knows nothing of it."""
+        messages: list[Any] = []
+        for pending in [*list(self.calls.values()), *list(self.requests.values())]:
+            messages += pending.resend()
+        return messages
+
+    def variants_again(self) -> list[Any]:
+        return [VariantBound(variant) for variant in list(self.variants.values())]
+
+    def fail(self, failure: Callable[[], Exception]) -> None:
+        """Nothing more will come. Each one gets an exception of its own, since each raises it somewhere else."""
+        for pending in [*list(self.calls.values()), *list(self.requests.values())]:
+            pending.fail(failure())
+
+    def _reply(self, message: Reply) -> None:
+        request = self.requests.get(message.request)
+        if not isinstance(request, Request):
+            return
+        if message.error is not None:
+            request.refuse(message.error)
+            return
+        request.value = message.value
+        request.notify()
+
+
+def notice_text(message: Any) -> str:
+    """The text of a Notice; empty for any other message."""
+    return message.text if isinstance(message, Notice) else ""

@@ -1,0 +1,326 @@
+"""`concurrent`, `batched`, `method`, `enter`, `exit`: marks on functions and classes, checked at their own line.
+
+A decorator here knows only what it decorates; `@app.function` and `@app.cls` read the marks (see `partial`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from kedge.exception import InvalidError
+from kedge.model.spec import Batching, Concurrency
+from kedge.sdk import validation
+from kedge.sdk.partial import CLS_ATTRIBUTE, CONCURRENCY_ATTRIBUTE, Partial, is_in_class
+from kedge.sdk.usage import keywords_only, where
+
+if TYPE_CHECKING:
+    from kedge.sdk.function import Function
+
+P = ParamSpec("P")
+R = TypeVar("R")
+L = TypeVar("L")
+F = TypeVar("F")
+
+MAX_BATCH_SIZE = 1000
+"""Inputs of one batch: its arguments are in memory at once, and one failure fails all of them."""
+MAX_BATCH_WAIT_MS = 10 * 60 * 1000
+
+
+# ---------------------------------------------------------------- concurrent
+
+
+def concurrency_of(decorator: str, max_inputs: Any, target_inputs: Any) -> Concurrency:
+    """Checked settings; `target_inputs` None means as many as `max_inputs`."""
+    validation.whole_number(f"{decorator}: max_inputs", max_inputs, least=1)
+    if target_inputs is None:
+        return Concurrency(max_inputs, max_inputs, declared=True)
+    validation.whole_number(f"{decorator}: target_inputs", target_inputs, least=1)
+    if target_inputs > max_inputs:
+        raise InvalidError(
+            f"{decorator}: target_inputs={target_inputs} is above max_inputs={max_inputs}, which a container never "
+            f"exceeds; raise max_inputs or lower target_inputs"
+        )
+    return Concurrency(max_inputs, target_inputs, declared=True)
+
+
+@keywords_only("@kedge.concurrent(max_inputs=10)", name="kedge.concurrent")
+def concurrent(*, max_inputs: int, target_inputs: int | None = None) -> Callable[[F], F]:
+    """Lets one container work on many inputs at once. Stack it under `@app.function()` or `@app.cls()`.
+
+    Async functions run their inputs as tasks of one event loop, sync functions on one thread per input: their code must
+    be thread-safe. The methods of a class share the slots.
+
+    Args:
+        max_inputs: Inputs that a container never exceeds.
+        target_inputs: Inputs per container at which routing and scaling aim. Between it and `max_inputs` a container
+            takes a burst while more containers start. Default: `max_inputs`.
+
+    Raises:
+        InvalidError: below 1, not whole numbers, a target above the maximum, used on a method, used twice, or above
+            `@app.function`.
+
+    Example:
+        @app.function()
+        @kedge.concurrent(max_inputs=100, target_inputs=80)
+        async def fetch(url: str) -> str: ...
+    """
+    settings = concurrency_of("kedge.concurrent", max_inputs, target_inputs)
+
+    def decorate(target: F) -> F:
+        return _mark_concurrent(target, settings)
+
+    return decorate
+
+
+def _mark_concurrent(target: Any, settings: Concurrency) -> Any:
+    form = f"@kedge.concurrent(max_inputs={settings.max_inputs})"
+    if hasattr(type(target), "_kedge_handle"):
+        above = "@app.cls()" if target._kedge_handle == "class" else "@app.function()"
+        raise InvalidError(f"{form} stands above {above}; swap the order: {above} is the topmost decorator")
+    if inspect.isclass(target):
+        if CONCURRENCY_ATTRIBUTE in vars(target):
+            raise InvalidError(f"{target.__name__} has @kedge.concurrent twice; keep one")
+        setattr(target, CONCURRENCY_ATTRIBUTE, settings)
+        return target
+    partial = Partial.of("kedge.concurrent", target)
+    if partial.is_interface and is_in_class(partial.raw) or partial.is_hook or is_in_class(partial.raw):
+        owner, _, name = partial.raw.__qualname__.rpartition(".")
+        raise InvalidError(
+            f"@kedge.concurrent is on the method {name} of {owner} ({where(partial.raw)}): all methods of a class share "
+            f"the slots of a container, so decorate the class instead:\n\n    @app.cls()\n    {form}\n    class {owner}: …\n\n"
+            f"To limit one method, write @kedge.method(concurrency_limit=…)"
+        )
+    if partial.concurrency is not None:
+        raise InvalidError(f"{partial.name} has @kedge.concurrent twice; keep one")
+    partial.concurrency = settings
+    return partial
+
+
+# ---------------------------------------------------------------- batched
+
+
+def batching_of(decorator: str, max_batch_size: Any, wait_ms: Any) -> Batching:
+    validation.whole_number(f"{decorator}: max_batch_size", max_batch_size, least=1, most=MAX_BATCH_SIZE)
+    validation.whole_number(f"{decorator}: wait_ms", wait_ms, least=0, most=MAX_BATCH_WAIT_MS)
+    return Batching(max_batch_size, wait_ms)
+
+
+class BatchedDecorator(Protocol):
+    """The function takes and returns lists; callers give and get single values."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, ...], Coroutine[Any, Any, list[R]]], /
+    ) -> Callable[..., Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, ...], list[R]], /) -> Callable[..., R]: ...
+
+
+@keywords_only("@kedge.batched(max_batch_size=8, wait_ms=100)", name="kedge.batched")
+def batched(*, max_batch_size: int, wait_ms: int) -> BatchedDecorator:
+    """Collects single inputs into lists: the function runs once per batch. Stack it under `@app.function()`.
+
+    Each parameter becomes a list with one item per input, and the function returns a list of the same length. A batch
+    takes one slot of its container.
+
+    Args:
+        max_batch_size: Inputs of one batch at most, 1 to 1000.
+        wait_ms: Milliseconds that the first input of a batch waits for others.
+
+    Example:
+        @app.function()
+        @kedge.batched(max_batch_size=32, wait_ms=50)
+        def embed(texts: list[str]) -> list[list[float]]: ...
+
+        embed.remote("one text")
+    """
+    settings = batching_of("kedge.batched", max_batch_size, wait_ms)
+
+    def decorate(function: Any) -> Any:
+        partial = Partial.of("kedge.batched", function)
+        if partial.batching is not None:
+            raise InvalidError(f"{partial.name} has @kedge.batched twice; keep one")
+        partial.batching = settings
+        _check_batched(partial)
+        partial.refuse_mixed("kedge.batched")
+        return partial
+
+    return decorate
+
+
+def _check_batched(partial: Partial) -> None:
+    name = partial.raw.__qualname__
+    if inspect.isgeneratorfunction(partial.raw) or inspect.isasyncgenfunction(partial.raw) or partial.is_generator:
+        raise InvalidError(f"{name}: a generator cannot be @kedge.batched; return a list with one result per input")
+    for parameter in inspect.signature(partial.raw).parameters.values():
+        if parameter.default is not parameter.empty:
+            raise InvalidError(
+                f"{name}: {parameter.name} of a @kedge.batched function cannot have a default, because every parameter "
+                f"is a list with one item per input; remove `={parameter.default!r}`"
+            )
+
+
+# ---------------------------------------------------------------- methods
+
+
+class Method(Generic[P, R, L]):
+    """What type checkers see of a decorated method: on an instance it is a `Function`."""
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, instance: None, owner: type) -> Method[P, R, L]: ...
+
+        @overload
+        def __get__(self, instance: object, owner: type) -> Function[P, R, L]: ...
+
+        def __get__(self, instance: object | None, owner: type) -> Any: ...
+
+
+class MethodDecorator(Protocol):
+    """`@kedge.method()` as type checkers see it: the method's own parameters and result, without self."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
+    ) -> Method[P, R, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Any, P], AsyncIterator[R]], /
+    ) -> Method[P, R, AsyncIterator[R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], Iterator[R]], /) -> Method[P, R, Iterator[R]]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Method[P, R, R]: ...
+
+
+@keywords_only("@kedge.method()", name="kedge.method")
+def method(
+    *, is_generator: bool | None = None, concurrency_limit: int | None = None, timeout: float | None = None
+) -> MethodDecorator:
+    """Makes a method of an `@app.cls()` class callable from outside: `Model().generate.remote("…")`.
+
+    Args:
+        is_generator: Whether it gives many values. Default: whether it is a generator function.
+        concurrency_limit: Inputs of this method that one container runs at once. Without `@concurrent` on the class,
+            a container has as many slots as its methods' limits add up to.
+        timeout: Seconds that one input of this method may run. Default: the `timeout` of the class.
+
+    Example:
+        @app.cls()
+        class Model:
+            @kedge.method(concurrency_limit=4, timeout=60)
+            def generate(self, prompt: str) -> str: ...
+    """
+    if is_generator is not None and not isinstance(is_generator, bool):
+        raise InvalidError(f"kedge.method: is_generator is True or False, not {is_generator!r}")
+    if concurrency_limit is not None:
+        validation.whole_number("kedge.method: concurrency_limit", concurrency_limit, least=1)
+    if timeout is not None:
+        timeout = validation.seconds("kedge.method: timeout", timeout)
+
+    def decorate(function: Any) -> Any:
+        _refuse_handle("kedge.method", function)
+        partial = Partial.of("kedge.method", function)
+        if partial.method:
+            raise InvalidError(f"{partial.raw.__qualname__} has @kedge.method twice; keep one")
+        if partial.web is not None:
+            raise InvalidError(f"{partial.raw.__qualname__} is a web method by @kedge.{partial.web}; drop @kedge.method")
+        if not inspect.signature(partial.raw).parameters:
+            raise InvalidError(f"{partial.raw.__qualname__} has no self; @kedge.method is for methods of a class")
+        partial.method = True
+        partial.is_generator, partial.concurrency_limit, partial.timeout = is_generator, concurrency_limit, timeout
+        if partial.batching is not None:
+            _check_batched(partial)
+        partial.refuse_mixed("kedge.method")
+        return partial
+
+    return decorate
+
+
+def _refuse_handle(decorator: str, target: Any) -> None:
+    if hasattr(type(target), "_kedge_handle"):
+        raise InvalidError(
+            f"@{decorator} is for methods inside of a class; {target!r} is complete already. Remove one of the two"
+        )
+
+
+# ---------------------------------------------------------------- hooks
+
+
+Hook = TypeVar("Hook", bound=Callable[[Any], Awaitable[None] | None])
+
+
+@keywords_only("@kedge.enter()", name="kedge.enter")
+def enter(*, snap: bool = False) -> Callable[[Hook], Hook]:
+    """Runs a method when a container starts, before any input. Sync and async methods both work.
+
+    Args:
+        snap: Runs before all others with `snap=False`; needs `enable_memory_snapshot=True` on the class.
+
+    Example:
+        @app.cls()
+        class Model:
+            @kedge.enter()
+            def load(self) -> None:
+                self.weights = open("weights").read()
+    """
+    if not isinstance(snap, bool):
+        raise InvalidError(f"kedge.enter: snap is True or False, not {snap!r}")
+
+    def decorate(function: Any) -> Any:
+        partial = _hook("kedge.enter", function)
+        partial.enter = "snap" if snap else "start"
+        partial.refuse_mixed("kedge.enter")
+        return partial
+
+    return decorate
+
+
+@keywords_only("@kedge.exit()", name="kedge.exit")
+def exit() -> Callable[[Hook], Hook]:
+    """Runs a method when a container leaves, after its last input.
+
+    Example:
+        @app.cls()
+        class Model:
+            @kedge.exit()
+            def close(self) -> None:
+                self.connection.close()
+    """
+
+    def decorate(function: Any) -> Any:
+        partial = _hook("kedge.exit", function)
+        partial.exit = True
+        partial.refuse_mixed("kedge.exit")
+        return partial
+
+    return decorate
+
+
+def _hook(decorator: str, function: Any) -> Partial:
+    _refuse_handle(decorator, function)
+    partial = Partial.of(decorator, function)
+    name = partial.raw.__qualname__
+    if partial.is_hook:
+        raise InvalidError(f"{name} has @kedge.enter or @kedge.exit already; keep one")
+    if partial.concurrency is not None:
+        raise InvalidError(f"{name}: @kedge.concurrent belongs on the class, not on a hook")
+    if inspect.isgeneratorfunction(partial.raw) or inspect.isasyncgenfunction(partial.raw):
+        raise InvalidError(f"{name}: a hook is a normal or async method, not a generator")
+    parameters = list(inspect.signature(partial.raw).parameters)
+    if len(parameters) != 1:
+        shown = f"({', '.join(parameters)})"
+        raise InvalidError(f"{name}{shown}: @{decorator}() needs a method with self and no other parameters")
+    return partial
+
+
+def handle_of(user: type) -> Any:
+    """The `Cls` made of a user's class, or None."""
+    return vars(user).get(CLS_ATTRIBUTE)

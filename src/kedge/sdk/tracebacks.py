@@ -1,0 +1,120 @@
+"""Tracebacks that cross processes: the user's frames leave as text and as plain values, and come back as real frames.
+
+What leaves a container holds user frames only: frames of kedge, and of the threads, tasks and imports through which it
+reached the user's code, say nothing to the user. At the caller the frames are appended below its own, so that one
+ordinary traceback leads from the call to the line that failed; their file names begin with `remote:`.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+import traceback
+from collections.abc import Iterable
+from types import CodeType, FrameType, TracebackType
+
+REMOTE = "remote:"
+"""Begins the file name of every frame that ran in a container."""
+TEXT_LIMIT = 64 * 1024
+"""Characters of a traceback that travel: head and tail are kept."""
+FRAME_LIMIT = 100
+"""Frames that travel: as many outermost as innermost ones."""
+
+Frame = tuple[str, int, str, str]
+
+_HEADER = "Traceback (most recent call last):\n"
+_KEDGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_LIBRARY = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+_CARRIERS = tuple(
+    _LIBRARY + name
+    for name in ("threading.py", "contextlib.py", "asyncio", "concurrent", "importlib", "contextvars.py")
+)
+"""Standard library files through which a runtime reaches user code: dropped before the first user frame."""
+_TEMPLATE: CodeType = compile("_getframe()", REMOTE, "eval")
+
+
+def describe(error: BaseException) -> tuple[str, tuple[Frame, ...]]:
+    """The printable traceback of `error` with its causes, notes and members of a group, and its frames as values."""
+    summary = traceback.TracebackException.from_exception(error, compact=True)
+    _keep_user_frames(summary, set())
+    text = "".join(summary.format())
+    frames = [(frame.filename, frame.lineno or 0, frame.name, (frame.line or "").strip()) for frame in summary.stack]
+    if len(frames) > FRAME_LIMIT:
+        frames = frames[: FRAME_LIMIT // 2] + frames[-FRAME_LIMIT // 2 :]
+    return shorten(text, TEXT_LIMIT), tuple(frames)
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text`, or its head and tail where it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
+
+
+def is_user_file(filename: str) -> bool:
+    """Whether a frame of this file is worth showing: it is neither kedge's own nor the import machinery."""
+    return not filename.startswith((_KEDGE, "<frozen importlib"))
+
+
+def attach(error: BaseException, frames: Iterable[Frame], text: str) -> None:
+    """Gives `error` the frames of where it was raised, and what caused it there as its cause."""
+    error.__traceback__ = build(frames)
+    # Before the last header stand the causes, and the sentence that links them to this one.
+    chain = text.rpartition(_HEADER)[0].rstrip().rpartition("\n\n")[0]
+    if isinstance(error, BaseExceptionGroup):
+        chain = text.rstrip()
+    if chain and error.__cause__ is None:
+        error.__cause__ = RemoteCause(chain)
+
+
+class RemoteCause(Exception):
+    """What had led to an exception in a container, as text: the exceptions it was raised from, or was raised while
+    handling."""
+
+    def __str__(self) -> str:
+        return "in the container:\n" + str(self.args[0])
+
+
+def build(frames: Iterable[Frame]) -> TracebackType | None:
+    """A traceback object of remote frames; None where there are none."""
+    result: TracebackType | None = None
+    for filename, line, name, source in reversed(tuple(frames)):
+        marked = filename if filename.startswith(REMOTE) else REMOTE + filename
+        _remember_source(marked, line, source)
+        # lasti -1: no column positions, so that no carets are printed under a line we did not compile.
+        result = TracebackType(result, _frame(marked, line, name), -1, line)
+    return result
+
+
+def _keep_user_frames(summary: traceback.TracebackException, seen: set[int]) -> None:
+    if id(summary) in seen:
+        return
+    seen.add(id(summary))
+    frames = [frame for frame in summary.stack if is_user_file(frame.filename)]
+    while frames and frames[0].filename.startswith(_CARRIERS):
+        frames.pop(0)
+    summary.stack = traceback.StackSummary.from_list(frames)
+    for other in (summary.__cause__, summary.__context__, *(getattr(summary, "exceptions", None) or ())):
+        if other is not None:
+            _keep_user_frames(other, seen)
+
+
+def _frame(filename: str, line: int, name: str) -> FrameType:
+    code = _TEMPLATE.replace(co_filename=filename, co_name=name, co_qualname=name, co_firstlineno=max(line, 1))
+    frame = eval(code, {"_getframe": sys._getframe, "__name__": "remote"})
+    assert isinstance(frame, FrameType)
+    return frame
+
+
+def _remember_source(filename: str, line: int, source: str) -> None:
+    """Lets traceback printers find the one line that they will ask for."""
+    if not source or not 0 < line < 1_000_000:
+        return
+    entry = linecache.cache.get(filename)
+    lines = entry[2] if entry is not None and len(entry) == 4 else []
+    lines += ["\n"] * (line - len(lines))
+    lines[line - 1] = source + "\n"
+    # No modification time: linecache then never looks for the file.
+    linecache.cache[filename] = (len(lines), None, lines, filename)

@@ -1,0 +1,73 @@
+"""What containers are started with, and which imports fork servers should hold for them.
+
+Every launch has a token of its own: the connection that shows it is that container's. Imports are learned from
+containers that have come up, so that the next fork server of the same app loads them once for all.
+"""
+
+from __future__ import annotations
+
+import secrets
+from hmac import compare_digest
+
+from msgspec.structs import replace
+
+from kedge.model.payload import Payload
+from kedge.model.protocol import StartContainer
+from kedge.model.spec import AppSpec, EnvironmentSpec, FunctionSpec, Launch
+from kedge.server.store import Store
+
+MAX_PRELOAD = 64
+"""Modules a fork server is asked to hold: the dearest ones are a handful, and every further one costs memory."""
+
+
+class Launches:
+    def __init__(self, address: str, home: str, store: Store) -> None:
+        self._address = address
+        self._home = home
+        self._store = store
+        self._launches: dict[str, Launch] = {}
+
+    def make(self, order: StartContainer, spec: FunctionSpec, parameters: Payload | None, app: AppSpec) -> Launch:
+        learned = self._store.imports(_import_key(app.name, app.environment, spec))
+        launch = Launch(
+            container=order.container,
+            token=secrets.token_hex(16),
+            address=self._address,
+            pool=order.pool,
+            app=app.app,
+            app_name=app.name,
+            function=spec,
+            parameters=parameters,
+            code=app.code,
+            environment=app.environment,
+            preload=tuple(dict.fromkeys([*spec.preload, *learned]))[:MAX_PRELOAD],
+            devices=tuple(order.devices),
+            home=self._home,
+        )
+        # What only the container itself needs is not kept.
+        kept = replace(launch, function=replace(spec, serialized=None), parameters=None)
+        self._launches[order.container] = kept
+        return launch
+
+    def proves(self, container: str, token: str) -> bool:
+        """Whether `token` is what this container was started with. Takes the same time for every wrong one."""
+        launch = self._launches.get(container)
+        return compare_digest((launch.token if launch else "-" * 32).encode(), token.encode()) and launch is not None
+
+    def origin(self, container: str) -> tuple[str, str]:
+        """App and pool of a container, also a moment after it has gone."""
+        launch = self._launches.get(container)
+        return (launch.app, launch.pool) if launch else ("", "")
+
+    def learn(self, container: str, imports: list[str]) -> None:
+        launch = self._launches.get(container)
+        if launch is not None and imports:
+            key = _import_key(launch.app_name, launch.environment, launch.function)
+            self._store.learn_imports(key, imports[:MAX_PRELOAD])
+
+    def forget(self, container: str) -> None:
+        self._launches.pop(container, None)
+
+
+def _import_key(app_name: str, environment: EnvironmentSpec, spec: FunctionSpec) -> str:
+    return f"{app_name}\n{environment.python}\n{spec.module}"
