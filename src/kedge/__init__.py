@@ -1,1 +1,106 @@
-"""Serverless Python without a cloud."""
+"""Serverless Python without a cloud: decorate a function, call it, and it runs in containers.
+
+    import kedge
+
+    app = kedge.App()
+
+    @app.function()
+    @kedge.concurrent(max_inputs=50)
+    def work(x): ...
+
+Names are imported on first use where they cost time; what comes in a later version imports too, and says so when used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kedge._version import __version__
+from kedge.exception import Error
+from kedge.sdk.app import App
+from kedge.sdk.cls import Cls
+from kedge.sdk.context import current_function_call_id, current_input_id, is_local
+from kedge.sdk.decorators import batched, concurrent, enter, exit, method
+from kedge.sdk.function import Function
+from kedge.sdk.image import Image
+from kedge.sdk.implicit import cls, function
+from kedge.sdk.later import Secret, Volume
+from kedge.sdk.output import enable_output
+from kedge.sdk.parameters import parameter
+from kedge.sdk.retries import Retries
+from kedge.sdk.schedule import Cron, Period
+from kedge.sdk.web import asgi_app, fastapi_endpoint, web_endpoint, web_server, wsgi_app
+
+if TYPE_CHECKING:
+    from kedge import exception, experimental, gpu
+    from kedge.sdk.function_call import FunctionCall
+
+__all__ = [
+    "App",
+    "Cls",
+    "Cron",
+    "Error",
+    "Function",
+    "FunctionCall",
+    "Image",
+    "Period",
+    "Retries",
+    "Secret",
+    "Volume",
+    "asgi_app",
+    "batched",
+    "cls",
+    "concurrent",
+    "current_function_call_id",
+    "current_input_id",
+    "enable_output",
+    "enter",
+    "exception",
+    "exit",
+    "experimental",
+    "fastapi_endpoint",
+    "function",
+    "gpu",
+    "is_local",
+    "method",
+    "parameter",
+    "web_endpoint",
+    "web_server",
+    "wsgi_app",
+]
+
+_SUBMODULES = ("exception", "experimental", "gpu")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FunctionCall":
+        from kedge.sdk.function_call import FunctionCall
+
+        value: Any = FunctionCall
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"kedge.{name}")
+    elif name == "Stub":
+        from kedge.sdk.usage import old_spelling
+
+        old_spelling("kedge.Stub", "kedge.App")
+        return App
+    else:
+        value = _later(name)
+    globals()[name] = value
+    return value
+
+
+def _later(name: str) -> Any:
+    from kedge.sdk.later import PLACEHOLDERS, later
+    from kedge.sdk.usage import nearest
+
+    if name in PLACEHOLDERS:
+        return later(name, PLACEHOLDERS[name])
+    raise AttributeError(
+        f"module 'kedge' has no attribute {name!r}.{'' if name.startswith('_') else nearest(name, __all__)}"
+    )
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

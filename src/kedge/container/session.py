@@ -9,7 +9,7 @@ The rules:
 * The result of a cancelled input is "cancelled" whatever its code returns. A cancel that comes before its input is
   remembered, one that comes after its end is ignored.
 * A drain gives the credited inputs back, lets the rest finish, and ends with `Exit`. A drain that cancels reports
-  nothing of what it cancelled: the plane lets those inputs run again when the container is gone.
+  nothing of what it cancelled, nor of what comes later: the plane runs those inputs again when the container is gone.
 * The same lease is never taken twice.
 
 `receive` and `finished` return what to do now; `outgoing` drains what to send. Neither blocks, reads a clock or locks.
@@ -83,6 +83,8 @@ class Session:
         self.draining = False
         self._reason = ""
         self._exited = False
+        self._stopping = False
+        """Nothing is started any more, not even what was granted."""
         self._running: dict[int, Dispatch] = {}
         self._waiting: deque[Dispatch] = deque()
         self._cancelled: dict[int, str] = {}
@@ -176,8 +178,9 @@ class Session:
             seen.add(lease)
             if self._early and lease in self._early:
                 self._end_unstarted(lease, self._early.pop(lease))
-            elif self.draining and dispatch.credited:
-                self._returned.append(lease)
+            elif self.draining and (dispatch.credited or self._stopping):
+                if dispatch.credited:
+                    self._returned.append(lease)
             elif len(running) < self.max_inputs and not waiting:
                 running[lease] = dispatch
                 if dispatch.credited:
@@ -219,9 +222,13 @@ class Session:
         self._finished.append(Finished(lease, _cancelled(reason, Result())))
 
     def _recall(self, asked: set[int]) -> None:
-        recalled = [dispatch for dispatch in self._waiting if dispatch.credited and dispatch.lease in asked]
-        self._returned += [dispatch.lease for dispatch in recalled]
-        self._waiting = deque(dispatch for dispatch in self._waiting if dispatch not in recalled)
+        kept: deque[Dispatch] = deque()
+        for dispatch in self._waiting:
+            if dispatch.credited and dispatch.lease in asked:
+                self._returned.append(dispatch.lease)
+            else:
+                kept.append(dispatch)
+        self._waiting = kept
 
     def _drain(self, message: ContainerDrained, actions: list[Action]) -> None:
         self.draining = True
@@ -229,6 +236,7 @@ class Session:
         self._returned += [dispatch.lease for dispatch in self._waiting if dispatch.credited]
         self._waiting = deque(dispatch for dispatch in self._waiting if not (dispatch.credited or message.cancel))
         if message.cancel:
+            self._stopping = True
             for lease in self._running:
                 if lease not in self._cancelled:
                     self._cancelled[lease] = DRAINED
@@ -237,7 +245,7 @@ class Session:
 
     def _leave(self, actions: list[Action]) -> None:
         if not (self._running or self._waiting or self._exited):
-            self._exited = True
+            self._exited = self._stopping = True
             actions.append(Exit(self._reason))
 
 

@@ -2,7 +2,8 @@
 
 An input is open from its submission until its one visible result. A call of a session lives while inputs are open: its
 results go to the session and are forgotten. A durable call (`spawn`) outlives its session: its results go to the
-store and to whoever asks, until they expire. A cancellation that arrives before its inputs is remembered.
+store and to whoever waits. It is kept here until it has all its results; after that the store alone answers for it. A
+cancellation that arrives before its inputs is remembered.
 
 Input: QUEUED → LEASED → closed, with DELAYED before a retry. A cancelled input closes at once, and keeps its lease
 (and so its slot) until the user's code has really ended.
@@ -12,17 +13,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kedge.core.agenda import Agenda
-from kedge.core.outbox import STORE, Outbox
+from kedge.core.outbox import Outbox
 from kedge.model.payload import TERMINATED, ErrorInfo, Payload, Result
-from kedge.model.protocol import CallExpired, CallRefused
+from kedge.model.protocol import CallRefused
 
 if TYPE_CHECKING:
     from kedge.core.containers import Container
     from kedge.core.pool import Pool
 
-RESULT_LIFETIME_S = 7 * 24 * 3600.0
-"""How long the results of a durable call are kept after its last input."""
 CANCEL_MEMORY = 4096
 """Cancelled calls whose inputs may still be on their way. Clients send both on one connection, so few are ever
 needed."""
@@ -104,14 +102,17 @@ class Waiter:
     def wants(self, index: int) -> bool:
         return self.start <= index and (self.end is None or index < self.end)
 
+    def is_beyond(self, total: int) -> bool:
+        """Whether a call of `total` inputs can never satisfy it."""
+        return self.start >= total if self.end is None else self.end > total
+
 
 class Calls:
     """Every call that is known."""
 
-    def __init__(self, outbox: Outbox, agenda: Agenda) -> None:
+    def __init__(self, outbox: Outbox) -> None:
         self.by_id: dict[str, Call] = {}
         self._outbox = outbox
-        self._agenda = agenda
         self._cancelled: dict[str, None] = {}
 
     def open(self, id: str, pool: Pool, session: str, method: str, durable: bool, stream: bool, parent: str) -> Call:
@@ -131,6 +132,11 @@ class Calls:
             opened[index] = input = Input(call, index, payload)
             inputs.append(input)
         call.submitted += len(inputs)
+        if not opened:
+            if call.durable:
+                self._leave_to_store(call)
+            else:
+                self.by_id.pop(call.id, None)
         return inputs
 
     def close(self, input: Input, result: Result) -> None:
@@ -147,7 +153,7 @@ class Calls:
             for waiter in call.waiters:
                 if waiter.wants(input.index):
                     self._outbox.deliver(waiter.session, call.id, input.index, result)
-            self._expire_later(call)
+            self._leave_to_store(call)
             return
         if call.session:
             self._outbox.deliver(call.session, call.id, input.index, result)
@@ -167,24 +173,24 @@ class Calls:
 
     def total(self, call: Call, total: int) -> None:
         call.total = total
-        self._expire_later(call)
+        self._leave_to_store(call)
 
     def restore(self, call: Call, done: dict[int, str], total: int | None) -> None:
-        """A durable call as the store remembers it."""
+        """A durable call as the store remembers it: its other inputs follow."""
         call.done = done
         call.submitted = len(done)
         call.total = total
-        self._expire_later(call)
 
-    def _expire_later(self, call: Call) -> None:
-        if not call.open and call.total is not None and len(call.done) >= call.total:
-            when = self._agenda.now + RESULT_LIFETIME_S
-            self._agenda.at(when, lambda now: self._expire(call))
-
-    def _expire(self, call: Call) -> None:
-        if self.by_id.get(call.id) is call and not call.open:
-            del self.by_id[call.id]
-            self._outbox.send(STORE, CallExpired(call.id))
+    def _leave_to_store(self, call: Call) -> None:
+        """A durable call that has all its results needs nobody here: the store answers from now on."""
+        if call.open or not call.durable or call.total is None or len(call.done) < call.total:
+            return
+        if self.by_id.pop(call.id, None) is None:
+            return
+        for waiter in call.waiters:
+            if waiter.is_beyond(call.total):
+                text = f"the call {call.id} has {call.total} inputs, numbered from 0: there are no others to wait for"
+                self.refuse(waiter.session, call.id, ErrorInfo("NotFoundError", text), waiter.request)
 
     def check(self) -> None:
         for id, call in self.by_id.items():

@@ -30,7 +30,7 @@ class Container:
         "heard_at",
         "id",
         "idle_since",
-        "idle_watched",
+        "idle_look_at",
         "indexed",
         "leases",
         "load",
@@ -59,7 +59,8 @@ class Container:
         self.heard_at = now
         """When its runtime last gave a sign of life."""
         self.idle_since = now
-        self.idle_watched = False
+        self.idle_look_at = 0.0
+        """When it is looked at next, whether it is idle for long enough; 0 where that is not planned."""
         self.stall_watched = False
         self.recalled = False
         """Credits were called back because nothing moved; none are given until something does."""

@@ -27,6 +27,8 @@ MAX_CRASHES = 3
 BACKOFF_S = 0.5
 MAX_BACKOFF_S = 60.0
 """Starts after a failed one wait 0.5 s, doubling up to a minute: a crash loop costs little and heals by itself."""
+MIN_WINDOW_S = 0.01
+"""An idle container is not looked at more often than this, whatever its scaledown_window."""
 EXIT_GRACE_S = 30.0
 """Seconds for exit hooks, and for code that is being cancelled, before the process is killed."""
 
@@ -48,7 +50,12 @@ class Fleet:
         self._retry_at = 0.0
         self._over_since: float | None = None
         self._over_finished = 0
+        self._sample: tuple[float, int] | None = None
+        """When the review after `_over_since` looked, and what had finished by then."""
         self._review_planned = False
+        self._starts_watched = False
+        self._excess = 0
+        """Containers above a maximum that was lowered under them."""
         self._last = Decision(0, "nothing has been asked for")
 
     # ------------------------------------------------------------ how many
@@ -59,9 +66,10 @@ class Fleet:
         demand = pool.queue.ready + pool.running + pool.credited
         have = self.ready + self.starting
         if demand <= self.ready * pool.target:
-            self._over_since = None
+            self._over_since = self._sample = None
             floor = settings.min_containers + (settings.buffer_containers if demand else 0)
             if have >= floor and (not pool.method_limits or not pool.queue.ready):
+                self._needs_no_room()
                 return
         elif self._over_since is None:
             self._over_since, self._over_finished = now, pool.finished
@@ -75,7 +83,7 @@ class Fleet:
             self.starting,
             pool.target,
             pool.maximum,
-            pool.service_s,
+            None if pool.spec.single_use_containers else pool.service_s,  # what is used up drains nothing
             self.startup_s,
             over_s,
             pool.finished - self._over_finished,
@@ -85,12 +93,19 @@ class Fleet:
         decision = self._last = decide(seen, settings)
         if decision.desired > have:
             self._start(decision.desired - have, now)
+        else:
+            self._needs_no_room()
         if decision.review_s is not None and not self._review_planned:
             self._review_planned = True
             self._plane.agenda.at(now + decision.review_s, self._review_again)
 
     def _review_again(self, now: float) -> None:
         self._review_planned = False
+        if self._over_since is not None:
+            # What is measured is the last second or two, not all the time since it began.
+            if self._sample is not None:
+                self._over_since, self._over_finished = self._sample
+            self._sample = now, self.pool.finished
         self._plane.touch(self.pool)
 
     def _method_need(self) -> int:
@@ -111,15 +126,21 @@ class Fleet:
     def _start(self, count: int, now: float) -> None:
         if now < self._retry_at:
             return
-        plane, spec = self._plane, self.pool.spec
-        self.waiting_for_room = ""
+        scheduler, resources = self._plane.scheduler, self.pool.spec.resources
         for _ in range(count):
-            nested = not self.containers and self.pool.queue.ready > 0 and bool(self.pool.queue.peek_call().parent)
-            place = plane.scheduler.place(spec.resources, overcommit=nested)
+            place = scheduler.place(resources)
+            if isinstance(place, Unplaceable) and self._is_waited_for():
+                place = scheduler.place(resources, overcommit=True)
             if isinstance(place, Unplaceable):
                 self._no_room(place)
                 return
             self._order(place, now)
+        self._needs_no_room()
+
+    def _is_waited_for(self) -> bool:
+        """Whether code that holds a slot elsewhere waits for this pool, which has nothing to run it: without a container
+        beyond what the machine has room for, neither would ever move."""
+        return not self.containers and any(call.parent for call in self.pool.queue.calls())
 
     def _order(self, place: Placement, now: float) -> None:
         plane = self._plane
@@ -128,8 +149,16 @@ class Fleet:
         self.containers[container.id] = plane.containers[container.id] = container
         self.starting += 1
         plane.outbox.send(ENGINE, StartContainer(container.id, self.pool.id, place.node, list(place.devices)))
-        limit = self.pool.spec.startup_timeout or self.pool.spec.timeout
-        plane.agenda.at(now + limit, lambda at: self._startup_expired(container, limit))
+        if not self._starts_watched:
+            self._watch_starts(now + self._startup_timeout)
+
+    @property
+    def _startup_timeout(self) -> float:
+        return self.pool.spec.startup_timeout or self.pool.spec.timeout
+
+    def _watch_starts(self, when: float) -> None:
+        self._starts_watched = True
+        self._plane.agenda.at(when, self._look_for_late_starts)
 
     def _no_room(self, place: Unplaceable) -> None:
         if place.lasting:
@@ -138,16 +167,32 @@ class Fleet:
         self.waiting_for_room = place.reason
         self._plane.wait_for_room(self.pool)
 
-    def _startup_expired(self, container: Container, limit: float) -> None:
-        if container.state != STARTING:
-            return
+    def _needs_no_room(self) -> None:
+        if self.waiting_for_room:
+            self.waiting_for_room = ""
+            self._plane.has_room(self.pool)
+
+    def _look_for_late_starts(self, now: float) -> None:
+        """One deadline at a time, the earliest: containers are in the order in which they were asked for."""
+        self._starts_watched = False
+        limit = self._startup_timeout
         text = (
             f"the container was not ready {limit:g} s after its start (startup_timeout): import and @enter took longer"
         )
-        self.failed(container, ErrorInfo("FunctionTimeoutError", text))
-        self._plane.outbox.send(ENGINE, KillContainer(container.id))
+        for container in list(self.containers.values()):
+            if container.state != STARTING:
+                continue
+            if now < container.requested_at + limit:
+                self._watch_starts(container.requested_at + limit)
+                return
+            self.failed(container, ErrorInfo("FunctionTimeoutError", text))
+            self._plane.outbox.send(ENGINE, KillContainer(container.id))
 
     def became_ready(self, container: Container, now: float) -> None:
+        if container.state == DRAINING:
+            # It was no longer wanted while it came up, and could not hear that.
+            self._plane.outbox.send(container.id, ContainerDrained("it is not needed any more", cancel=True))
+            return
         if container.state != STARTING:
             self._plane.drop("ready a container that was not starting")
             return
@@ -158,10 +203,7 @@ class Fleet:
         took = now - container.requested_at
         self.startup_s = took if self.started == 1 else self.startup_s + 0.3 * (took - self.startup_s)
         self.pool.joined(container)
-        if self.stopped:
-            self.retire(container, "the app has stopped")
-        else:
-            self.rested(container, now)
+        self.rested(container, now)
 
     def failed(self, container: Container, error: ErrorInfo) -> None:
         """The user's code did not come up. Everybody who waits hears why, unless other containers serve them."""
@@ -169,6 +211,7 @@ class Fleet:
             self._plane.drop("failed a container that was not starting")
             return
         self._leave(container, DRAINING)
+        self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S))
         self._count_failure()
         if not self.ready:
             self.pool.fail_queued(Result(INIT_FAILURE, error=error))
@@ -184,16 +227,21 @@ class Fleet:
     def rested(self, container: Container, now: float) -> None:
         """It has nothing to do: from now on its time runs."""
         container.idle_since = now
-        if not container.idle_watched and container.state == READY:
-            self._watch(container, now + self.settings.scaledown_window)
-        if self._plane.room_is_wanted:
-            self._plane.make_room()
-
-    def _look_if_idle(self, container: Container, now: float) -> None:
-        container.idle_watched = False
         if container.state != READY:
             return
-        window = self.settings.scaledown_window
+        if self._above_maximum and self.spare:
+            self.retire(container, f"max_containers={self.settings.max_containers}")
+            return
+        if not container.idle_look_at:
+            self._watch(container, now + self._window)
+        if self._plane.room_is_wanted:
+            self._plane.offer_room(container)
+
+    def _look_if_idle(self, container: Container, planned: float, now: float) -> None:
+        if container.state != READY or container.idle_look_at != planned:
+            return
+        container.idle_look_at = 0.0
+        window = self._window
         left = container.idle_since + window - now
         if not container.idle:
             self._watch(container, now + window)
@@ -203,6 +251,15 @@ class Fleet:
             self.retire(container, f"idle for scaledown_window={window:g} s")
         else:
             self._watch(container, now + window)
+
+    @property
+    def _window(self) -> float:
+        return max(self.settings.scaledown_window, MIN_WINDOW_S)
+
+    @property
+    def _above_maximum(self) -> bool:
+        cap = self.settings.max_containers
+        return cap is not None and self.ready + self.starting > cap
 
     @property
     def spare(self) -> bool:
@@ -260,22 +317,25 @@ class Fleet:
         elif container.state == READY:
             self.ready -= 1
         container.become(state)
+        if self._excess:
+            self._excess = max(0, self.ready + self.starting - (self.settings.max_containers or 0))
 
     def change_settings(self, settings: AutoscalerSettings, now: float) -> None:
-        """From now on these hold: idle containers are looked at again, and those above the maximum leave when idle."""
+        """From now on these hold: containers are looked at again, and those above the maximum leave when idle."""
         self.settings = settings
-        for container in list(self.pool.index):
-            if not container.idle:
-                continue
-            above = settings.max_containers is not None and self.ready + self.starting > settings.max_containers
-            if above and self.spare:
+        self._excess = 0
+        if self._above_maximum:
+            self._excess = self.ready + self.starting - (settings.max_containers or 0)
+        for container in [c for c in self.containers.values() if c.state == READY]:
+            if container.idle and self._above_maximum and self.spare:
                 self.retire(container, f"max_containers={settings.max_containers}")
             else:
-                self._watch(container, container.idle_since + settings.scaledown_window)
+                self._watch(container, (container.idle_since if container.idle else now) + self._window)
 
     def _watch(self, container: Container, when: float) -> None:
-        container.idle_watched = True
-        self._plane.agenda.at(when, lambda at: self._look_if_idle(container, at))
+        """Looks at the container then, and not when it was planned before."""
+        container.idle_look_at = when
+        self._plane.agenda.at(when, lambda at: self._look_if_idle(container, when, at))
 
     # ------------------------------------------------------------ what people and checks see
 
@@ -296,7 +356,8 @@ class Fleet:
         assert self.ready == states.count(READY)
         assert GONE not in states
         cap = self.settings.max_containers
-        assert cap is None or self.ready + self.starting <= cap, f"{self.ready + self.starting} of at most {cap}"
+        have = self.ready + self.starting
+        assert cap is None or have <= cap + self._excess, f"{have} containers of at most {cap}"
 
 
 def crash_error(message: ContainerLost, times: int) -> ErrorInfo:

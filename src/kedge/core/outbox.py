@@ -48,10 +48,11 @@ class Outbox:
         self._released.append(blob)
 
     def take(self) -> list[Command]:
-        """Everything since the last time, ready to be carried out in this order."""
+        """Everything since the last time, ready to be carried out in this order: records before what may ask for
+        them."""
         commands, self._commands = self._commands, []
         if self._records:
-            commands += [(STORE, OutputsRecorded(call, outputs)) for call, outputs in self._records.items()]
+            commands[:0] = [(STORE, OutputsRecorded(call, outputs)) for call, outputs in self._records.items()]
             self._records = {}
         if self._released:
             commands.append((STORE, PayloadReleased(self._released)))

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from kedge.core.agenda import Agenda
 from kedge.core.calls import CANCELLED, Call, Calls, Input, Waiter
-from kedge.core.containers import STARTING, Container
-from kedge.core.outbox import STORE, Command, Outbox
+from kedge.core.containers import DRAINING, READY, STARTING, Container
+from kedge.core.outbox import ENGINE, STORE, Command, Outbox
 from kedge.core.pool import Pool, method_limits
 from kedge.core.scheduler import Scheduler
 from kedge.model import protocol as p
@@ -44,7 +44,7 @@ class Plane:
         self.outbox = Outbox()
         self.agenda = Agenda()
         self.scheduler = Scheduler()
-        self.calls = Calls(self.outbox, self.agenda)
+        self.calls = Calls(self.outbox)
         self.apps: dict[str, App] = {}
         self.pools: dict[str, Pool] = {}
         self.containers: dict[str, Container] = {}
@@ -56,6 +56,7 @@ class Plane:
         self._rooms: dict[Pool, None] = {}
         """Pools that wait for room, the longest first."""
         self._room_freed = False
+        self._room_sought = False
         self._handlers: dict[type, Callable[[Any, float, str], None]] = {
             p.AppCreated: self._app_created,
             p.AppStopped: self._app_stopped,
@@ -95,13 +96,14 @@ class Plane:
         while touched or self._room_freed:
             if self._room_freed:
                 self._room_freed = False
-                for pool in self._rooms:
-                    touched[pool] = None
-                self._rooms.clear()
+                touched = self._touched = {**self._rooms, **touched}
             for pool in list(touched):
                 del touched[pool]
                 pool.dispatch(now)
                 pool.fleet.review(now)
+        if self._room_sought:
+            self._room_sought = False
+            self._make_room()
         return self.outbox.take()
 
     def next_deadline(self) -> float | None:
@@ -132,14 +134,18 @@ class Plane:
                 taken = [d for place in placed if place.gpu == gpu for d in place.devices]
                 assert len(taken) + len(node.devices[gpu]) == count
                 assert len(dict.fromkeys(taken)) == len(taken)
-        held: dict[str, list[Input]] = {}
+        found: dict[Call, int] = {}
+        for pool in self.pools.values():
+            for input in pool.queue:
+                found[input.call] = found.get(input.call, 0) + 1
         for container in self.containers.values():
             for input in container.leases.values():
-                held.setdefault(input.call.id, []).append(input)
+                if not input.closed:
+                    found[input.call] = found.get(input.call, 0) + 1
         for call in self.calls.by_id.values():
-            waiting = sum(1 for input in call.pool.queue if input.call is call)
-            running = sum(1 for input in held.get(call.id, []) if not input.closed and input.call is call)
-            assert waiting + running == len(call.open), f"{call}: {waiting} waiting, {running} granted"
+            there = found.pop(call, 0)
+            assert there == len(call.open), f"{call}: {there} inputs wait or are granted"
+        assert not found, f"inputs of calls that are not known wait or are granted: {found}"
 
     def story(self, id: str) -> str:
         """What is known about an input's call, a container or a pool, in one line: for errors and for people."""
@@ -171,36 +177,57 @@ class Plane:
 
     def wait_for_room(self, pool: Pool) -> None:
         """The pool needs a container and no machine has room for it. Idle containers of others leave for it."""
+        self._room_sought = True
         if pool not in self._rooms:
             self._rooms[pool] = None
             app = self.apps[pool.app]
             if app.session:
                 text = f"{pool.spec.name} waits for room: {pool.fleet.waiting_for_room}"
                 self.outbox.send(app.session, p.Notice(pool.app, text, "room"))
-            self.make_room()
 
-    def make_room(self) -> None:
-        """Retires the container that has been idle longest, of any pool that nobody waits for and that can spare
-        one."""
-        idle = [
-            c
-            for pool in self.pools.values()
-            if pool not in self._rooms and pool.fleet.spare
-            for c in pool.index
-            if c.idle
-        ]
-        if idle:
-            oldest = min(idle, key=lambda c: (c.idle_since, c.order))
-            oldest.pool.fleet.retire(oldest, "its room is needed by another function")
+    def has_room(self, pool: Pool) -> None:
+        self._rooms.pop(pool, None)
 
     def room_freed(self) -> None:
         self._room_freed = bool(self._rooms)
+
+    def offer_room(self, container: Container) -> None:
+        """The container has nothing to do just now. Pools that have no container at all come before one that has
+        several and would use this one at once; otherwise it leaves only if it is still idle when all is given out."""
+        self._room_sought = True
+        pool = container.pool
+        if pool.fleet.ready > 1 and pool.fleet.spare and any(not other.fleet.containers for other in self._rooms):
+            self._make_room([container])
+
+    def _make_room(self, idle: list[Container] | None = None) -> None:
+        """Retires the containers that have been idle longest, as many as give a waiting pool its place, and none where
+        that would not help."""
+        leaving = [c.placement for c in self.containers.values() if c.state == DRAINING]
+        if idle is None:
+            idle = [c for pool in self.pools.values() if pool not in self._rooms for c in pool.index.empty()]
+            idle.sort(key=lambda c: (c.idle_since, c.order))
+        for pool in self._rooms:
+            if self.scheduler.would_place(pool.spec.resources, leaving):
+                continue
+            for node in self.scheduler.nodes:
+                there = [c for c in idle if c.placement.node == node and c.pool.fleet.spare and c.state == READY]
+                places = [c.placement for c in there]
+                if not self.scheduler.would_place(pool.spec.resources, leaving + places):
+                    continue
+                for count, container in enumerate(there, 1):
+                    if container.pool.fleet.spare:
+                        container.pool.fleet.retire(container, "its room is needed by another function")
+                    if self.scheduler.would_place(pool.spec.resources, leaving + places[:count]):
+                        return
 
     # ------------------------------------------------------------ apps
 
     def _app_created(self, message: p.AppCreated, now: float, sender: str) -> None:
         spec = message.app
         if spec.app in self.apps:
+            if spec.ephemeral and not self.apps[spec.app].stopped:
+                # Its program is back on another connection, or was missed since the server began.
+                self.apps[spec.app].session = sender
             self.outbox.send(sender, p.Reply(message.request, {"app": spec.app}))
             return
         app = self.apps[spec.app] = App(spec, sender if spec.ephemeral else "")
@@ -228,6 +255,7 @@ class Plane:
             for pool in app.pools.values():
                 for call in self._calls_of(pool):
                     pool.cancel_call(call, gone)
+                    self.calls.total(call, call.submitted)
                 self._rooms.pop(pool, None)
                 pool.fleet.stop(reason)
         self._forget_if_over(app)
@@ -238,7 +266,7 @@ class Plane:
             return
         for id in app.pools:
             del self.pools[id]
-        for call in [c for c in self.calls.by_id.values() if c.pool.app == app.spec.app and not c.durable]:
+        for call in [c for c in self.calls.by_id.values() if c.pool.app == app.spec.app]:
             del self.calls.by_id[call.id]
         del self.apps[app.spec.app]
         for session, request in app.stop_requests:
@@ -271,11 +299,11 @@ class Plane:
             if app is None:
                 text = f"there is no running function {id}: its app has stopped, or never ran on this server"
                 return ErrorInfo("NotFoundError", text)
-            pool = self._pool(app, id, app.functions[id], None)
-        app = self.apps[pool.app]
+        else:
+            app = self.apps[pool.app]
         if app.stopped:
             return ErrorInfo("ExecutionError", f"the app {app.spec.name} has stopped: {app.stopped}")
-        return pool
+        return pool or self._pool(app, id, app.functions[id], None)
 
     # ------------------------------------------------------------ inputs
 
@@ -283,6 +311,10 @@ class Plane:
         pool = self._find_pool(message.pool)
         if isinstance(pool, ErrorInfo):
             self.calls.refuse(sender, message.call, pool)
+            if message.durable:
+                # They are on disk already: whoever asks for them later hears the same.
+                for index in range(message.first, message.first + len(message.payloads)):
+                    self.outbox.record(message.call, index, Result(TERMINATED, error=pool))
             return
         cancelled = self.calls.was_cancelled(message.call)
         call = self.calls.open(
@@ -352,8 +384,8 @@ class Plane:
     def _outputs_requested(self, message: p.OutputsRequested, now: float, sender: str) -> None:
         call = self.calls.by_id.get(message.call)
         if call is None:
-            text = f"there is no call {message.call}: it never was, or its results have expired after 7 days"
-            self.calls.refuse(sender, message.call, ErrorInfo("OutputExpiredError", text), message.request)
+            wanted = p.OutputsWanted(sender, message.call, None, message.request, message.start, message.end)
+            self.outbox.send(STORE, wanted)
             return
         waiter = Waiter(sender, message.start, message.end, message.request)
         call.waiters.append(waiter)
@@ -371,8 +403,7 @@ class Plane:
     def _call_requested(self, message: p.CallRequested, now: float, sender: str) -> None:
         call = self.calls.by_id.get(message.call)
         if call is None:
-            text = f"there is no call {message.call}: it never was, or its results have expired after 7 days"
-            self.outbox.send(sender, p.Reply(message.request, None, ErrorInfo("NotFoundError", text)))
+            self.outbox.send(STORE, p.CallWanted(sender, message.call, message.request))
             return
         inputs = dict(call.done)
         for index, input in call.open.items():
@@ -388,7 +419,7 @@ class Plane:
         self.outbox.send(sender, p.Reply(message.request, value))
 
     def _call_restored(self, message: p.CallRestored, now: float, sender: str) -> None:
-        """A durable call out of the store, after a restart: its open inputs follow as InputsSubmitted."""
+        """A durable call out of the store: its open inputs follow as InputsSubmitted."""
         pool = self._find_pool(message.pool)
         if not isinstance(pool, ErrorInfo):
             call = self.calls.open(message.call, pool, "", message.method, True, False, "")
@@ -466,7 +497,9 @@ class Plane:
     def _container_disconnected(self, message: p.ContainerDisconnected, now: float, sender: str) -> None:
         """Its connection is gone: it can neither be given inputs nor tell of them, so its process must go too."""
         container = self.containers.get(message.container)
-        if container is not None and container.state != STARTING:
+        if container is not None and container.state == STARTING:
+            self.outbox.send(ENGINE, p.KillContainer(container.id))
+        elif container is not None:
             container.pool.fleet.kill(container)
 
     def _container_lost(self, message: p.ContainerLost, now: float, sender: str) -> None:

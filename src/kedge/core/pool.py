@@ -94,22 +94,26 @@ class Pool:
 
     def _dispatch_by_method(self) -> None:
         """Where methods have limits of their own, a call whose method is full everywhere is passed over."""
-        limits = self.method_limits
-        progress = True
-        while progress and self.queue.ready and (self.limit is None or self.running < self.limit):
-            progress = False
-            for call in self.queue.calls():
-                cap = limits.get(call.method)
-                if cap is None:
-                    container = self.index.pick(self.target, self.maximum)
-                else:
-                    container = self._pick_below(call.method, cap)
+        full: dict[str, None] = {}
+        """Methods that no container has a slot for: slots are only taken here, so they stay full."""
+        while self.queue.ready and (self.limit is None or self.running < self.limit):
+            for call in self.queue.turns():
+                if call.method in full:
+                    continue
+                container = self._pick_for(call.method)
                 if container is not None:
                     self._grant(container, self.queue.pop_from(call))
-                    progress = True
                     break
+                full[call.method] = None
+                if len(full) == len(self.spec.methods):
+                    return
+            else:
+                return
 
-    def _pick_below(self, method: str, cap: int) -> Container | None:
+    def _pick_for(self, method: str) -> Container | None:
+        cap = self.method_limits.get(method)
+        if cap is None:
+            return self.index.pick(self.target, self.maximum)
         return self.index.pick_where(self.target, self.maximum, lambda c: c.methods.get(method, 0) < cap)
 
     def _grant(self, container: Container, input: Input) -> None:
@@ -171,9 +175,9 @@ class Pool:
                 self.queue.put_back(input)
                 return False
             self._credit(container, input)
-        if container.credits and not container.stall_watched:
-            container.stall_watched = True
-            self._agenda.at(now + STALL_S, lambda at: self._look_for_stall(container, at))
+            if not container.stall_watched:
+                container.stall_watched = True
+                self._agenda.at(now + STALL_S, lambda at: self._look_for_stall(container, at))
         return True
 
     def _credit(self, container: Container, input: Input) -> None:
@@ -192,9 +196,10 @@ class Pool:
         container.stall_watched = False
         if not container.credits or container.state == GONE or container.recalled:
             return
-        if now - container.finished_at < STALL_S:
+        due = container.finished_at + STALL_S
+        if now < due:
             container.stall_watched = True
-            self._agenda.at(container.finished_at + STALL_S, lambda at: self._look_for_stall(container, at))
+            self._agenda.at(due, lambda at: self._look_for_stall(container, at))
             return
         container.recalled = True
         self._outbox.send(container.id, InputsRecalled(list(container.credits)))
@@ -243,8 +248,8 @@ class Pool:
                 first = next(iter(container.credits))
                 self._promote(container, first, container.credits[first])
             self._release(container, input)
-            service_s = item.run_s if service_s is None else service_s + SMOOTHING * (item.run_s - service_s)
             if not input.closed:
+                service_s = item.run_s if service_s is None else service_s + SMOOTHING * (item.run_s - service_s)
                 self._conclude(input, item.result, now)
         self.service_s = service_s
         self._weigh(container)

@@ -68,6 +68,10 @@ class InputQueue:
         """The calls with ready inputs, in the order of their turns."""
         return list(self._turns)
 
+    def turns(self) -> Iterator[Call]:
+        """Like `calls`, for as long as nothing is taken out."""
+        return iter(self._turns)
+
     def waiting(self, call: Call) -> int:
         """Ready inputs of one call."""
         return len(self._waiting.get(call, ()))

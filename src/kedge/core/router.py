@@ -9,7 +9,7 @@ of date are dropped when they surface.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
 
@@ -23,6 +23,9 @@ class Loaded(Protocol):
     """Bit b is set while the heap of load b has an entry of this container."""
     indexed: bool
 
+
+SLACK = 64
+"""Entries out of date that a heap may hold beside one for each container and as many again."""
 
 C = TypeVar("C", bound=Loaded)
 
@@ -88,6 +91,12 @@ class LoadIndex(Generic[C]):
                 if container.indexed and container.load == load:
                     yield container
 
+    def empty(self) -> Iterator[C]:
+        """Containers without a load."""
+        for _, container in self._heaps[0] if self._heaps else ():
+            if container.indexed and not container.load:
+                yield container
+
     def _enter(self, container: C, load: int) -> None:
         while load >= len(self._heaps):
             self._heaps.append([])
@@ -97,7 +106,22 @@ class LoadIndex(Generic[C]):
         self._used |= bit
         if not container.heaped & bit:
             container.heaped |= bit
-            heappush(self._heaps[load], (container.order, container))
+            heap = self._heaps[load]
+            heappush(heap, (container.order, container))
+            if len(heap) > 2 * self.size + SLACK:
+                self._sweep(load)
+
+    def _sweep(self, load: int) -> None:
+        """Drops entries that are out of date: those behind a valid one would not surface."""
+        kept = []
+        for entry in self._heaps[load]:
+            container = entry[1]
+            if container.indexed and container.load == load:
+                kept.append(entry)
+            else:
+                container.heaped &= ~(1 << load)
+        heapify(kept)
+        self._heaps[load] = kept
 
     def _leave(self, load: int) -> None:
         self._counts[load] -= 1

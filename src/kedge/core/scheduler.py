@@ -81,6 +81,24 @@ class Scheduler:
                     return self._take(node, cpu, memory, name, gpu.count if gpu else 0)
         return Unplaceable(self._shortage(cpu, memory, resources.gpus))
 
+    def would_place(self, resources: Resources, without: list[Placement]) -> bool:
+        """Whether there were a place if these were released."""
+        cpu, memory = self.clamped(resources)
+        for node in self.nodes.values():
+            gone = [place for place in without if place.node == node.name]
+            cpu_used = node.cpu_used - sum(place.cpu for place in gone)
+            memory_used = node.memory_used - sum(place.memory for place in gone)
+            if cpu_used + cpu > node.cpu + 1e-9 or memory_used + memory > node.memory:
+                continue
+            for gpu in resources.gpus or (None,):
+                if gpu is None:
+                    return True
+                for name, free in node.devices.items():
+                    freed = sum(len(place.devices) for place in gone if place.gpu == name)
+                    if (gpu.name == ANY_GPU or matches(name, gpu.name)) and len(free) + freed >= gpu.count:
+                        return True
+        return False
+
     def release(self, placement: Placement) -> None:
         node = self.nodes.get(placement.node)
         if node is None:

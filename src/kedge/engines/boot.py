@@ -1,4 +1,4 @@
-"""The first lines of every process that an engine starts. Run by path: `python …/kedge/engines/boot.py ROLE FD PATH RUNNER`.
+"""The first lines of every process that an engine starts, run by path: `python …/boot.py ROLE FD PATH RUNNER`.
 
 By path, because the interpreter may be the user's own, where kedge is not installed: PATH names the directories of
 kedge and of the few packages that its container side needs, and they come last on `sys.path`. Until a container begins
@@ -12,11 +12,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SUPERVISOR = "supervisor"
 FORK_SERVER = "fork-server"
 CONTAINER = "container"
+
+
+def command(
+    python: str, role: str, descriptor: int, runtime: Sequence[str], runner: str, options: Sequence[str] = ()
+) -> list[str]:
+    """The command line that starts a process in `role` with the interpreter `python`."""
+    return [python, *options, os.path.abspath(__file__), role, str(descriptor), os.pathsep.join(runtime), runner]
 
 
 def library_entries(entries: Iterable[str]) -> list[str]:
@@ -50,6 +57,7 @@ def _bare_package(name: str, directory: str) -> None:
 
 def main() -> None:
     role, descriptor, path, runner = sys.argv[1:5]
+    os.set_inheritable(int(descriptor), False)  # it came through an exec; it goes through no other
     runtime = path.split(os.pathsep)
     own = library_entries(sys.path)
     sys.path[:] = completed(own, runtime)

@@ -20,7 +20,7 @@ _MAX_FDS = 64
 """More descriptors than one read can bring: each message carries at most three."""
 
 
-class ServerPrepared(Message):
+class ServerPrepared(Message, frozen=True):
     """To a fork server, first: what to hold."""
 
     sys_path: tuple[str, ...] = ()
@@ -28,19 +28,19 @@ class ServerPrepared(Message):
     alias_modal: bool = False
 
 
-class ContainerForked(Message):
+class ContainerForked(Message, frozen=True):
     """To a fork server: make a container. Three descriptors come along: its launch, its stdout, its stderr."""
 
     container: str
 
 
-class ContainerReaped(Message):
+class ContainerReaped(Message, frozen=True):
     """To a fork server: the end of this container has been dealt with, its zombie may go."""
 
     container: str
 
 
-class ServerReady(Message):
+class ServerReady(Message, frozen=True):
     """From a fork server: loaded. `unsafe` says why it must not fork, `culprit` which module made it so."""
 
     skipped: dict[str, str] = {}
@@ -50,7 +50,7 @@ class ServerReady(Message):
     seconds: float = 0.0
 
 
-class ContainerBorn(Message):
+class ContainerBorn(Message, frozen=True):
     """From a fork server: the container's process exists, or `error` says why not."""
 
     container: str
@@ -58,7 +58,7 @@ class ContainerBorn(Message):
     error: str = ""
 
 
-class ContainerEnded(Message):
+class ContainerEnded(Message, frozen=True):
     container: str
     exit_code: int | None = None
     signal: int | None = None

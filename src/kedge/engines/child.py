@@ -1,18 +1,13 @@
-"""From a bare process to a container: the steps between fork (or exec) and the runtime's `run(launch)`.
-
-A container is the leader of its own session, so that its group can be killed whole; it dies with its parent; it adopts
-its orphaned descendants, so that whatever it started hangs below it until it ends, and below the supervisor after.
-"""
+"""The first steps of a container: from bytes that describe it to the runtime's `run(launch)`."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import random
-import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
@@ -20,17 +15,12 @@ import msgspec
 
 from kedge.engines import system, threads
 from kedge.engines.boot import completed
-from kedge.model.spec import Launch
+from kedge.model.spec import CodeSpec, EnvironmentSpec, FunctionSpec, Launch
 
-LAUNCH_FD = 3
-"""Where a freshly started process finds what it was started with."""
-COULD_NOT_START = 127
+_decode: Callable[[bytes], Launch] = msgspec.msgpack.Decoder(Launch).decode
+
 CRASHED = 70
 """Exit code of a container whose runtime itself raised (EX_SOFTWARE)."""
-
-_RESET = [signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT]
-_OOM_PREFERENCE = "500"
-"""Of 1000: when memory runs out, a container goes before the server, the desktop and the shell."""
 
 
 def read_whole(descriptor: int) -> bytes:
@@ -45,61 +35,6 @@ def read_whole(descriptor: int) -> bytes:
     return bytes(data)
 
 
-def detach(parent: int, stdout: int, stderr: int) -> None:
-    """In the new process: its own session, its own output, no signal handlers of its parent, bound to its parent."""
-    os.setsid()
-    system.die_with(parent)
-    system.adopt_orphans()
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (stdout, 1), (stderr, 2)):
-        os.dup2(source, target)
-        if source > 2:
-            os.close(source)
-    signal.set_wakeup_fd(-1)
-    for number in _RESET:
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(_OOM_PREFERENCE)
-    except OSError:  # no such thing here, or a parent that is to be preferred already
-        pass
-
-
-def spawn(
-    arguments: Sequence[str], variables: Mapping[str, str], handed: int, stdio: tuple[int, int], *, container: bool
-) -> int:
-    """Starts a fresh interpreter with `handed` as descriptor 3 and the two given ones as its output.
-
-    OSError where no process can be made; an interpreter that cannot run shows as exit code 127, its reason on stderr.
-    """
-    parent = os.getpid()
-    process = os.fork()
-    if process:
-        return process
-    try:
-        if container:
-            detach(parent, *stdio)
-        else:
-            system.die_with(parent)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(stdio[0], 1)
-            os.dup2(stdio[1], 2)
-        # What is ignored here would stay ignored after exec.
-        for number in (*_RESET, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
-        if handed == LAUNCH_FD:
-            os.set_inheritable(handed, True)
-        else:
-            os.dup2(handed, LAUNCH_FD)
-        os.execve(arguments[0], list(arguments), dict(variables))
-    except BaseException as error:
-        os.write(2, f"kedge: cannot start {arguments[0]}: {error}\n".encode())
-    finally:
-        os._exit(COULD_NOT_START)
-
-
 def main(descriptor: int, runtime: Sequence[str], runner: str) -> NoReturn:
     """A fresh container, where a fork would not be safe."""
     data = read_whole(descriptor)
@@ -107,11 +42,29 @@ def main(descriptor: int, runtime: Sequence[str], runner: str) -> NoReturn:
     live(data, runtime, runner, forked=False)
 
 
+def rehearse() -> None:
+    """Does once, in a fork server, what every child would otherwise do for the first time."""
+    environment = EnvironmentSpec(python="", python_version="")
+    function = FunctionSpec(name="", module="", qualname="")
+    launch = Launch(
+        container="",
+        token="",
+        address="",
+        pool="",
+        app="",
+        app_name="",
+        function=function,
+        code=CodeSpec(),
+        environment=environment,
+    )
+    _decode(msgspec.msgpack.encode(launch))
+
+
 def live(data: bytes, runtime: Sequence[str], runner: str, *, forked: bool) -> NoReturn:
     """Becomes the container that `data` describes. Ends the process, whatever happens."""
     code: Any = CRASHED
     try:
-        launch = msgspec.msgpack.decode(data, type=Launch)
+        launch = _decode(data)
         system.set_name(launch.container)
         _move_in(launch, runtime, forked)
         importlib.import_module(runner).run(launch)
@@ -139,7 +92,6 @@ def _move_in(launch: Launch, runtime: Sequence[str], forked: bool) -> None:
     except OSError as error:
         print(f"kedge: running in {os.getcwd()}: cannot enter {environment.directory}: {error}", file=sys.stderr)
     sys.path[:] = completed(environment.sys_path or sys.path, runtime)
-    importlib.invalidate_caches()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(line_buffering=True)

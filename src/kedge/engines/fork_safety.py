@@ -1,5 +1,5 @@
-"""Whether this process may fork. A fork copies one thread and every lock: what other threads held stays locked for ever,
-and what sockets, event loops and device contexts hold is shared with every child.
+"""Whether this process may fork. A fork copies one thread and every lock: what other threads held stays locked for
+ever, and sockets, event loops and device contexts are shared with every child.
 
 Asked after each module that a fork server loads, so that the culprit has a name. In doubt the answer is no: a fresh
 process is slower and always right.
@@ -46,7 +46,7 @@ def _descriptors(own: set[int]) -> str:
         except OSError:  # the descriptor of this very listing
             continue
         if target.startswith(_SHARED):
-            return f"it left a {target.split(':')[0] if ':[' in target else target} open ({target})"
+            return f"it left {target} open"
         if target.startswith(_DEVICES):
             return f"it opened the device {target}"
     return ""

@@ -1,8 +1,8 @@
 """A process that holds kedge's runtime and the heavy packages of one environment, and forks containers from them.
 
-It stays single-threaded, holds no module of the user, and waits on its control channel and its children's pidfds only.
-Modules come from site-packages: while it loads them, no other directory is on `sys.path`. What it loads may make forking
-unsafe; it checks after each module, reports the first that does, and never forks after that.
+It stays single-threaded, holds no module of the user, and waits on its control channel and its children's pidfds
+only. Modules come from site-packages: while it loads them, no other directory is on `sys.path`. What it loads may make
+forking unsafe; it checks after each module, reports the first that does, and never forks after that.
 
 Without pidfds (old kernels, some sandboxes) it asks after its children every 20 ms instead.
 """
@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kedge.engines import child, fork_safety, system
+from kedge.engines import child, fork_safety, spawn, system
 from kedge.engines.boot import completed, library_entries
 from kedge.engines.channel import (
     Channel,
@@ -33,6 +33,7 @@ from kedge.engines.channel import (
     ServerReady,
     ToForkServer,
 )
+from kedge.sdk import alias
 
 _POLL_MS = 20
 
@@ -85,6 +86,8 @@ class ForkServer:
             if unsafe:
                 culprit = name
                 break
+        spawn.forget_signals()  # whatever was loaded has set
+        child.rehearse()
         sys.stdout.flush()
         sys.stderr.flush()
         gc.collect()
@@ -108,16 +111,16 @@ class ForkServer:
                     if isinstance(message, ContainerForked):
                         self._fork(message.container)
                     elif isinstance(message, ContainerReaped):
-                        os.waitpid(self._ended.pop(message.container), 0)
+                        self._bury(message.container)
 
     def _load_base(self, alias_modal: bool) -> str:
         """What every container needs. A failure here is a broken installation: it ends the process, on stderr."""
         package = importlib.import_module("kedge")
         for name in getattr(package, "__all__", ()):
             getattr(package, name)  # public names may be loaded lazily
-        runtime = importlib.import_module(self._runner)
-        if alias_modal and hasattr(runtime, "install_alias"):
-            runtime.install_alias()  # before anything that says `import modal`
+        importlib.import_module(self._runner)
+        if alias_modal:
+            alias.install()  # before anything that says `import modal`
         return self._objection()
 
     def _objection(self) -> str:
@@ -151,7 +154,7 @@ class ForkServer:
             self._channel.close()
             for pidfd in self._watched:
                 os.close(pidfd)
-            child.detach(parent, stdout, stderr)
+            spawn.detach(parent, stdout, stderr)
             data = child.read_whole(launch)
             os.close(launch)
             child.live(data, self._runtime, self._runner, forked=True)
@@ -170,6 +173,11 @@ class ForkServer:
         del self._running[container]
         self._ended[container] = process
         self._channel.send(ContainerEnded(container, *fate))
+
+    def _bury(self, container: str) -> None:
+        if container in self._running:  # the supervisor saw its end first
+            self._collect(container)
+        os.waitpid(self._ended.pop(container), 0)
 
 
 def load(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A small event loop: descriptors and timers, one thread, nothing else. asyncio would triple the supervisor's memory."""
+"""descriptors and timers, one thread, nothing else. asyncio would double the supervisor's memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
-        self._running = True
+        self._running = False
 
     def watch(self, descriptor: int, action: Action, events: int = READ) -> None:
         """Calls `action` whenever the descriptor is ready. Replaces what was watched on it before."""
@@ -56,17 +56,13 @@ class Loop:
         self._running = False
 
     def run(self) -> None:
+        """Runs until `stop`."""
+        self._running = True
         while self._running:
-            self._turn(None)
+            self._turn()
 
-    def run_for(self, seconds: float) -> None:
-        """Runs at most this long, or until `stop`."""
-        end = time.monotonic() + seconds
-        while self._running and (left := end - time.monotonic()) > 0:
-            self._turn(left)
-
-    def _turn(self, limit: float | None) -> None:
-        for key, _ in self._selector.select(self._patience(limit)):
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._patience()):
             # An action of this round may have closed the descriptor, or watched its successor of the same number.
             if self._running and self._selector.get_map().get(key.fd) is key:
                 key.data()
@@ -75,10 +71,7 @@ class Loop:
             if timer.action is not None:
                 timer.action()
 
-    def _patience(self, limit: float | None) -> float | None:
+    def _patience(self) -> float | None:
         while self._timers and self._timers[0][2].action is None:
             heapq.heappop(self._timers)
-        if not self._timers:
-            return limit
-        wait = max(0.0, self._timers[0][0] - time.monotonic())
-        return wait if limit is None else min(wait, limit)
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Collection
 
 try:
@@ -22,6 +23,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
+_ROUNDS = 20
+_RECENT_S = 2.0
 HAS_PIDFD = hasattr(os, "pidfd_open")
 
 
@@ -111,13 +114,17 @@ def children() -> list[int]:
 
 def kill_sessions(leaders: Collection[int]) -> None:
     """Kills what is left of sessions whose leaders have died. The number of a session with members is never reused."""
-    for process, _, session in _processes():
-        if session in leaders:
+    for _ in range(_ROUNDS):  # what a victim has just started is found in the next round
+        victims = [process for process, _, session in _processes() if session in leaders]
+        for process in victims:
             send_signal(signal.SIGKILL, process, None)
+        if not victims:
+            break
+        time.sleep(0.005)
 
 
 def _processes() -> list[tuple[int, int, int]]:
-    """(process, parent, session) of every process that /proc shows; empty where there is no /proc."""
+    """(process, parent, session) of every process that runs, as far as /proc shows; empty where there is none."""
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if name.isdecimal():
@@ -126,35 +133,41 @@ def _processes() -> list[tuple[int, int, int]]:
                     fields = file.read().rpartition(b")")[2].split()
             except OSError:  # it ended meanwhile
                 continue
-            found.append((int(name), int(fields[1]), int(fields[3])))
+            if fields[0] not in (b"Z", b"X"):
+                found.append((int(name), int(fields[1]), int(fields[3])))
     return found
 
 
 class MemoryKills:
     """Counts what the kernel killed for want of memory, to tell such a death from another `kill -9`.
 
-    Best effort: the counter is the machine's (or the own control group's), not the container's. `grew` is called at
-    every death, so that only a kill since the last one is taken for the cause."""
+    Best effort: the counter is that of the own control group or of the whole machine, not the container's."""
 
-    def __init__(self) -> None:
-        self._paths = ["/proc/vmstat", *_own_memory_events()]
+    def __init__(self, path: str = "") -> None:
+        own = [path for path in _own_memory_events() if os.path.exists(path)]
+        self.path = path or (own[0] if own else "/proc/vmstat")
         self._seen = self._count()
+        self._unclaimed = 0
+        self._asked = time.monotonic()
 
-    def grew(self) -> bool:
-        """Whether there was such a kill since this was last asked."""
-        count = self._count()
-        grew, self._seen = count > self._seen, count
-        return grew
+    def claim(self) -> bool:
+        """Whether the kernel has killed something that no recent death has been explained with. Claims it."""
+        now, count = time.monotonic(), self._count()
+        if now - self._asked > _RECENT_S:
+            self._unclaimed = 0
+        self._unclaimed += count - self._seen
+        self._seen, self._asked = count, now
+        if self._unclaimed <= 0:
+            return False
+        self._unclaimed -= 1
+        return True
 
     def _count(self) -> int:
-        total = 0
-        for path in self._paths:
-            try:
-                with open(path, encoding="ascii") as file:
-                    total += sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
-            except OSError:
-                pass
-        return total
+        try:
+            with open(self.path, encoding="ascii") as file:
+                return sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+        except OSError:
+            return 0
 
 
 def _own_memory_events() -> list[str]:

@@ -22,6 +22,10 @@ from kedge.model.spec import AppSpec, Concurrency, Launch, Variant
 
 PROTOCOL_VERSION = 1
 
+STREAM_WINDOW = 64
+"""Values of a generator that every attempt may send before its reader has credited any. The reader credits what it has
+taken, and what it drops because it has had it from an earlier attempt."""
+
 CLIENT = "client"
 CONTAINER = "container"
 
@@ -115,7 +119,7 @@ class CallCancelled(Message, frozen=True):
 
 class OutputsRequested(Message, frozen=True):
     """Asks for the results of a durable call, `start` up to `end` (exclusive; None: all). Answered by OutputsDelivered
-    as they come, and by CallUnknown where there is no such call."""
+    as they come, and by CallRefused where there is no such call, or none that could ever have these results."""
 
     call: str
     start: int = 0
@@ -415,28 +419,37 @@ class PayloadReleased(Message, frozen=True):
 
 
 class OutputsWanted(Message, frozen=True):
-    """To the store: send these recorded results to this session as OutputsDelivered."""
+    """To the store: send these recorded results to this session as OutputsDelivered.
+
+    With `indices` None the plane does not know the call (any more): the store answers with all that it has recorded
+    from `start` up to `end`, and with CallRefused for what is not there."""
 
     session: str
     call: str
-    indices: list[int]
+    indices: list[int] | None
+    request: int
+    start: int = 0
+    end: int | None = None
+
+
+class CallWanted(Message, frozen=True):
+    """To the store: answer this session's CallRequested about a call that the plane does not know (any more)."""
+
+    session: str
+    call: str
     request: int
 
 
 class CallRestored(Message, frozen=True):
-    """From the store, after a restart: a durable call and what of it is done, as (index, status)."""
+    """From the store, for a durable call that the plane does not know and that is not over: what of it is done, as
+    (index, status). After a restart, and before inputs that are sent again. Its open inputs follow as
+    InputsSubmitted."""
 
     call: str
     pool: str
     method: str
     total: int
     done: list[tuple[int, str]]
-
-
-class CallExpired(Message, frozen=True):
-    """To the store: everything about this call may go."""
-
-    call: str
 
 
 # ---------------------------------------------------------------- server ↔ supervisor (see engines.process)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kedge.model.payload import ErrorInfo, Payload, Result
@@ -20,7 +20,6 @@ from kedge.model.protocol import (
     CallRefused,
     InputsAccepted,
     InputsSubmitted,
-    Notice,
     Output,
     OutputsDelivered,
     OutputsRequested,
@@ -29,7 +28,11 @@ from kedge.model.protocol import (
     VariantBound,
 )
 from kedge.model.spec import Variant
+from kedge.sdk.blobs import BlobStore
 from kedge.sdk.serializer import to_exception
+
+ABANDONED_CALLS = 1000
+"""Cancelled calls that are remembered: results that crossed the cancellation come within a round trip."""
 
 
 class Pending:
@@ -180,6 +183,8 @@ class Registry:
     """All that one connection waits for, and what it has announced."""
 
     def __init__(self, on_other: Callable[[Any], None]) -> None:
+        self.blobs: BlobStore | None = None
+        """Where the files of values are that nobody reads any more."""
         self.calls: dict[str, Pending] = {}
         self.requests: dict[int, Pending] = {}
         self.variants: dict[str, Variant] = {}
@@ -187,6 +192,7 @@ class Registry:
         self.next_request = itertools.count(1).__next__
         self._collectors: dict[str, list[Collector]] = {}
         self._on_other = on_other
+        self._abandoned: dict[str, None] = {}
 
     def dispatch(self, messages: list[Any]) -> None:
         """Hands messages to who waits for them. What nobody waits for any more is dropped."""
@@ -200,10 +206,14 @@ class Registry:
                     # Not by the number of the request: what is delivered later goes to all who asked for the call.
                     for collector in self._collectors.get(message.call, ()):
                         collector.deliver(message.outputs)
+                    if message.call in self._abandoned:
+                        self.discard(output.result.payload for output in message.outputs)
             elif kind is StreamValues:
                 call = self.calls.get(message.call)
                 if call is not None:
                     call.stream(message)
+                elif message.call in self._abandoned:
+                    self.discard(message.values)
             elif kind is Reply:
                 self._reply(message)
             elif kind is InputsAccepted:
@@ -223,6 +233,18 @@ class Registry:
             return []
         self.variants[pool] = variant
         return [VariantBound(variant)]
+
+    def abandon(self, call: str) -> None:
+        """The caller gave up: results that are on their way are removed when they come."""
+        self._abandoned[call] = None
+        if len(self._abandoned) > ABANDONED_CALLS:
+            del self._abandoned[next(iter(self._abandoned))]
+
+    def discard(self, payloads: Iterable[Payload | None]) -> None:
+        """Removes the files of values that were sent to us and that nobody reads."""
+        for payload in payloads:
+            if payload is not None and payload.blob and self.blobs is not None:
+                self.blobs.remove(payload.blob)
 
     def collect(self, collector: Collector) -> None:
         self.requests[collector.request.request] = collector
@@ -264,8 +286,3 @@ class Registry:
             return
         request.value = message.value
         request.notify()
-
-
-def notice_text(message: Any) -> str:
-    """The text of a Notice; empty for any other message."""
-    return message.text if isinstance(message, Notice) else ""

@@ -6,21 +6,16 @@ A decorator here knows only what it decorates; `@app.function` and `@app.cls` re
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from kedge.exception import InvalidError
 from kedge.model.spec import Batching, Concurrency
 from kedge.sdk import validation
 from kedge.sdk.partial import CLS_ATTRIBUTE, CONCURRENCY_ATTRIBUTE, Partial, is_in_class
+from kedge.sdk.typed import BatchedDecorator, MethodDecorator
 from kedge.sdk.usage import keywords_only, where
 
-if TYPE_CHECKING:
-    from kedge.sdk.function import Function
-
-P = ParamSpec("P")
-R = TypeVar("R")
-L = TypeVar("L")
 F = TypeVar("F")
 
 MAX_BATCH_SIZE = 1000
@@ -69,7 +64,8 @@ def concurrent(*, max_inputs: int, target_inputs: int | None = None) -> Callable
     settings = concurrency_of("kedge.concurrent", max_inputs, target_inputs)
 
     def decorate(target: F) -> F:
-        return _mark_concurrent(target, settings)
+        marked: F = _mark_concurrent(target, settings)
+        return marked
 
     return decorate
 
@@ -85,11 +81,12 @@ def _mark_concurrent(target: Any, settings: Concurrency) -> Any:
         setattr(target, CONCURRENCY_ATTRIBUTE, settings)
         return target
     partial = Partial.of("kedge.concurrent", target)
-    if partial.is_interface and is_in_class(partial.raw) or partial.is_hook or is_in_class(partial.raw):
+    if (partial.is_interface and is_in_class(partial.raw)) or partial.is_hook or is_in_class(partial.raw):
         owner, _, name = partial.raw.__qualname__.rpartition(".")
         raise InvalidError(
-            f"@kedge.concurrent is on the method {name} of {owner} ({where(partial.raw)}): all methods of a class share "
-            f"the slots of a container, so decorate the class instead:\n\n    @app.cls()\n    {form}\n    class {owner}: …\n\n"
+            f"@kedge.concurrent is on the method {name} of {owner} ({where(partial.raw)}): all methods of a class "
+            f"share the slots of a container, so decorate the class instead:\n\n    @app.cls()\n    {form}\n"
+            f"    class {owner}: …\n\n"
             f"To limit one method, write @kedge.method(concurrency_limit=…)"
         )
     if partial.concurrency is not None:
@@ -105,18 +102,6 @@ def batching_of(decorator: str, max_batch_size: Any, wait_ms: Any) -> Batching:
     validation.whole_number(f"{decorator}: max_batch_size", max_batch_size, least=1, most=MAX_BATCH_SIZE)
     validation.whole_number(f"{decorator}: wait_ms", wait_ms, least=0, most=MAX_BATCH_WAIT_MS)
     return Batching(max_batch_size, wait_ms)
-
-
-class BatchedDecorator(Protocol):
-    """The function takes and returns lists; callers give and get single values."""
-
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[Any, ...], Coroutine[Any, Any, list[R]]], /
-    ) -> Callable[..., Coroutine[Any, Any, R]]: ...
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, ...], list[R]], /) -> Callable[..., R]: ...
 
 
 @keywords_only("@kedge.batched(max_batch_size=8, wait_ms=100)", name="kedge.batched")
@@ -166,40 +151,6 @@ def _check_batched(partial: Partial) -> None:
 # ---------------------------------------------------------------- methods
 
 
-class Method(Generic[P, R, L]):
-    """What type checkers see of a decorated method: on an instance it is a `Function`."""
-
-    if TYPE_CHECKING:
-
-        @overload
-        def __get__(self, instance: None, owner: type) -> Method[P, R, L]: ...
-
-        @overload
-        def __get__(self, instance: object, owner: type) -> Function[P, R, L]: ...
-
-        def __get__(self, instance: object | None, owner: type) -> Any: ...
-
-
-class MethodDecorator(Protocol):
-    """`@kedge.method()` as type checkers see it: the method's own parameters and result, without self."""
-
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]], /
-    ) -> Method[P, R, Coroutine[Any, Any, R]]: ...
-
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[Any, P], AsyncIterator[R]], /
-    ) -> Method[P, R, AsyncIterator[R]]: ...
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], Iterator[R]], /) -> Method[P, R, Iterator[R]]: ...
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Method[P, R, R]: ...
-
-
 @keywords_only("@kedge.method()", name="kedge.method")
 def method(
     *, is_generator: bool | None = None, concurrency_limit: int | None = None, timeout: float | None = None
@@ -231,7 +182,9 @@ def method(
         if partial.method:
             raise InvalidError(f"{partial.raw.__qualname__} has @kedge.method twice; keep one")
         if partial.web is not None:
-            raise InvalidError(f"{partial.raw.__qualname__} is a web method by @kedge.{partial.web}; drop @kedge.method")
+            raise InvalidError(
+                f"{partial.raw.__qualname__} is a web method by @kedge.{partial.web}; drop @kedge.method"
+            )
         if not inspect.signature(partial.raw).parameters:
             raise InvalidError(f"{partial.raw.__qualname__} has no self; @kedge.method is for methods of a class")
         partial.method = True

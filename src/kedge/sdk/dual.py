@@ -19,6 +19,12 @@ R_co = TypeVar("R_co", covariant=True)
 A_co = TypeVar("A_co", covariant=True)
 
 
+def loop_is_running() -> bool:
+    """Whether an event loop runs in this thread. Does not import asyncio: where nobody did, no loop can run."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
+
+
 class DualCall(Generic[P, R_co, Q, A_co]):
     """A bound call: call it to block, call its `aio` in async code."""
 
@@ -29,8 +35,7 @@ class DualCall(Generic[P, R_co, Q, A_co]):
         self.__self__ = instance
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        asyncio = sys.modules.get("asyncio")
-        if asyncio is not None and asyncio._get_running_loop() is not None:
+        if loop_is_running():
             self._pair.warn_about_loop()
         return self._pair.blocking(self.__self__, *args, **kwargs)
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
-from typing import Any, Concatenate, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
 
 from kedge.exception import InvalidError
-from kedge.model.spec import ImageSpec, ImageStep
 from kedge.sdk import context, recipe, validation
 from kedge.sdk.later import Secret, refuse
+from kedge.sdk.packages import PackageSteps
+
+if TYPE_CHECKING:
+    from kedge.sdk.recipe import Path
 
 P = ParamSpec("P")
-Path = str | PurePath
-Strings = str | list[str] | tuple[str, ...]
 Ignore = Sequence[str] | Callable[[Any], bool]
 
 
-class Image:
+class Image(PackageSteps):
     """A recipe for the environment of containers: a base, then steps.
 
     Example:
@@ -35,35 +35,7 @@ class Image:
         app = kedge.App("media", image=image)
     """
 
-    __slots__ = ("_mounts", "spec")
-
-    def __init__(self, steps: tuple[ImageStep, ...] = (), mounts: str = "") -> None:
-        self.spec: ImageSpec = recipe.image_spec(steps)
-        """Steps and digest."""
-        self._mounts = mounts
-        """The last step that mounts local files, after which no build step may come."""
-
-    @property
-    def digest(self) -> str:
-        """Equal for equal recipes, in any process."""
-        return self.spec.digest
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Image) and other.spec.digest == self.spec.digest
-
-    def __hash__(self) -> int:
-        return hash(self.spec.digest)
-
-    def __repr__(self) -> str:
-        return f"<Image {' → '.join(step.kind for step in self.spec.steps)}>"
-
-    def _then(self, kind: str, /, **arguments: Any) -> Image:
-        if self._mounts:
-            raise InvalidError(
-                f"Image.{kind} comes after {self._mounts}, whose files are added when a container starts; move "
-                f"{self._mounts} to the end of the recipe, or write {self._mounts}(…, copy=True) to bake them in"
-            )
-        return Image((*self.spec.steps, recipe.step(kind, arguments)))
+    __slots__ = ()
 
     # ------------------------------------------------------------ bases
 
@@ -88,7 +60,7 @@ class Image:
         force_build: bool = False,
         add_python: str | None = None,
     ) -> Image:
-        """An image of a registry, such as `nvidia/cuda:12.4.0-devel-ubuntu22.04`; `add_python` installs Python in it."""
+        """An image of a registry, such as `nvidia/cuda:12.4.0-devel-ubuntu22.04`; `add_python` adds Python."""
         return Image()._then(
             "from_registry",
             tag=validation.text("Image.from_registry: tag", tag),
@@ -106,7 +78,9 @@ class Image:
     @staticmethod
     def from_gcp_artifact_registry(tag: str, secret: Secret | None = None, *, add_python: str | None = None) -> Image:
         """An image of Google's registry."""
-        return Image()._then("from_gcp_artifact_registry", tag=tag, secret=secret and repr(secret), add_python=add_python)
+        return Image()._then(
+            "from_gcp_artifact_registry", tag=tag, secret=secret and repr(secret), add_python=add_python
+        )
 
     @staticmethod
     def from_dockerfile(
@@ -144,159 +118,16 @@ class Image:
         """An image that was built before."""
         return Image()._then("from_id", image_id=validation.text("Image.from_id: image_id", image_id))
 
-    # ------------------------------------------------------------ Python packages
-
-    def pip_install(
-        self,
-        *packages: Strings,
-        find_links: str | None = None,
-        index_url: str | None = None,
-        extra_index_url: str | None = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-        env: Mapping[str, str] | None = None,
-        secrets: Sequence[Secret] = (),
-        gpu: Any = None,
-    ) -> Image:
-        """Installs packages with pip."""
-        return self._then(
-            "pip_install",
-            packages=recipe.flatten("Image.pip_install", packages),
-            find_links=find_links,
-            index_url=index_url,
-            extra_index_url=extra_index_url,
-            pre=pre,
-            extra_options=extra_options,
-            force_build=force_build,
-            **_build_options("Image.pip_install", env, secrets, gpu),
-        )
-
-    def uv_pip_install(
-        self,
-        *packages: Strings,
-        requirements: Sequence[str] = (),
-        find_links: str | None = None,
-        index_url: str | None = None,
-        extra_index_url: str | None = None,
-        pre: bool = False,
-        extra_options: str = "",
-        uv_version: str | None = None,
-        force_build: bool = False,
-        env: Mapping[str, str] | None = None,
-        secrets: Sequence[Secret] = (),
-        gpu: Any = None,
-    ) -> Image:
-        """Installs packages with uv."""
-        return self._then(
-            "uv_pip_install",
-            packages=recipe.flatten("Image.uv_pip_install", packages),
-            requirements=[str(path) for path in requirements],
-            find_links=find_links,
-            index_url=index_url,
-            extra_index_url=extra_index_url,
-            pre=pre,
-            extra_options=extra_options,
-            uv_version=uv_version,
-            force_build=force_build,
-            **_build_options("Image.uv_pip_install", env, secrets, gpu),
-        )
-
-    def uv_sync(
-        self,
-        uv_project_dir: Path = "./",
-        *,
-        frozen: bool = True,
-        groups: Sequence[str] = (),
-        extras: Sequence[str] = (),
-        extra_options: str = "",
-        uv_version: str | None = None,
-        force_build: bool = False,
-        env: Mapping[str, str] | None = None,
-        secrets: Sequence[Secret] = (),
-        gpu: Any = None,
-    ) -> Image:
-        """Installs what the lock file of a uv project says."""
-        return self._then(
-            "uv_sync",
-            uv_project_dir=str(uv_project_dir),
-            not_frozen=not frozen,
-            groups=list(groups),
-            extras=list(extras),
-            extra_options=extra_options,
-            uv_version=uv_version,
-            force_build=force_build,
-            **_build_options("Image.uv_sync", env, secrets, gpu),
-        )
-
-    def pip_install_from_requirements(self, requirements_txt: Path, *, force_build: bool = False, **pip: Any) -> Image:
-        """Installs a requirements file; keywords as those of `pip_install`."""
-        return self._then("pip_install_from_requirements", path=str(requirements_txt), force_build=force_build, **_pip(pip))
-
-    def pip_install_from_pyproject(
-        self, pyproject_toml: Path, optional_dependencies: Sequence[str] = (), *, force_build: bool = False, **pip: Any
-    ) -> Image:
-        """Installs the dependencies that a pyproject.toml names."""
-        return self._then(
-            "pip_install_from_pyproject",
-            path=str(pyproject_toml),
-            optional_dependencies=list(optional_dependencies),
-            force_build=force_build,
-            **_pip(pip),
-        )
-
-    def pip_install_private_repos(
-        self, *repositories: str, git_user: str, secrets: Sequence[Secret] = (), force_build: bool = False, **pip: Any
-    ) -> Image:
-        """Installs packages of private Git repositories."""
-        return self._then(
-            "pip_install_private_repos",
-            repositories=recipe.flatten("Image.pip_install_private_repos", repositories),
-            git_user=git_user,
-            secrets=recipe.names_of(secrets),
-            force_build=force_build,
-            **_pip(pip),
-        )
-
-    def poetry_install_from_file(
-        self, poetry_pyproject_toml: Path, poetry_lockfile: Path | None = None, *, force_build: bool = False, **poetry: Any
-    ) -> Image:
-        """Installs what a Poetry project says."""
-        lock = poetry_lockfile and str(poetry_lockfile)
-        return self._then(
-            "poetry_install_from_file", path=str(poetry_pyproject_toml), lock=lock, force_build=force_build, **_pip(poetry)
-        )
-
-    def micromamba_install(
-        self,
-        *packages: Strings,
-        spec_file: Path | None = None,
-        channels: Sequence[str] = (),
-        force_build: bool = False,
-        env: Mapping[str, str] | None = None,
-        secrets: Sequence[Secret] = (),
-        gpu: Any = None,
-    ) -> Image:
-        """Installs packages with micromamba."""
-        return self._then(
-            "micromamba_install",
-            packages=recipe.flatten("Image.micromamba_install", packages),
-            spec_file=spec_file and str(spec_file),
-            channels=list(channels),
-            force_build=force_build,
-            **_build_options("Image.micromamba_install", env, secrets, gpu),
-        )
-
     # ------------------------------------------------------------ the system
 
-    def apt_install(self, *packages: Strings, force_build: bool = False, **options: Any) -> Image:
+    def apt_install(self, *packages: recipe.Strings, force_build: bool = False, **options: Any) -> Image:
         """Installs Debian packages."""
         names = recipe.flatten("Image.apt_install", packages)
-        return self._then("apt_install", packages=names, force_build=force_build, **_pip(options))
+        return self._then("apt_install", packages=names, force_build=force_build, **recipe.plain(options))
 
     def run_commands(
         self,
-        *commands: Strings,
+        *commands: recipe.Strings,
         env: Mapping[str, str] | None = None,
         secrets: Sequence[Secret] = (),
         volumes: Mapping[Any, Any] | None = None,
@@ -309,12 +140,12 @@ class Image:
             commands=recipe.flatten("Image.run_commands", commands),
             volumes={str(path): repr(volume) for path, volume in (volumes or {}).items()},
             force_build=force_build,
-            **_build_options("Image.run_commands", env, secrets, gpu),
+            **recipe.build_options("Image.run_commands", env, secrets, gpu),
         )
 
     def dockerfile_commands(
         self,
-        *commands: Strings,
+        *commands: recipe.Strings,
         context_dir: Path | None = None,
         ignore: Ignore = (),
         env: Mapping[str, str] | None = None,
@@ -329,7 +160,7 @@ class Image:
             context_dir=context_dir and str(context_dir),
             ignore=_ignored(ignore),
             force_build=force_build,
-            **_build_options("Image.dockerfile_commands", env, secrets, gpu),
+            **recipe.build_options("Image.dockerfile_commands", env, secrets, gpu),
         )
 
     def run_function(
@@ -362,7 +193,7 @@ class Image:
             timeout=validation.seconds("Image.run_function: timeout", timeout),
             no_source=not include_source,
             force_build=force_build,
-            **_build_options("Image.run_function", env, secrets, gpu),
+            **recipe.build_options("Image.run_function", env, secrets, gpu),
         )
 
     # ------------------------------------------------------------ settings
@@ -393,9 +224,7 @@ class Image:
         """Adds one file: when a container starts, or into the image with `copy=True`."""
         return self._add("add_local_file", copy, local_path=str(local_path), remote_path=_absolute(remote_path))
 
-    def add_local_dir(
-        self, local_path: Path, remote_path: str, *, copy: bool = False, ignore: Ignore = ()
-    ) -> Image:
+    def add_local_dir(self, local_path: Path, remote_path: str, *, copy: bool = False, ignore: Ignore = ()) -> Image:
         """Adds a directory: when a container starts, or into the image with `copy=True`."""
         remote = _absolute(remote_path)
         return self._add("add_local_dir", copy, local_path=str(local_path), remote_path=remote, ignore=_ignored(ignore))
@@ -403,8 +232,10 @@ class Image:
     def add_local_python_source(self, *modules: str, copy: bool = False, ignore: Ignore = ()) -> Image:
         """Adds modules or packages of this machine, by the names they are imported with."""
         for module in modules:
-            if not isinstance(module, str) or not all(part.isidentifier() for part in module.split(".")):
-                raise InvalidError(f"Image.add_local_python_source takes module names such as 'helpers', not {module!r}")
+            if not all(part.isidentifier() for part in str(module).split(".")):
+                raise InvalidError(
+                    f"Image.add_local_python_source takes module names such as 'helpers', not {module!r}"
+                )
         return self._add("add_local_python_source", copy, modules=list(modules), ignore=_ignored(ignore))
 
     def _add(self, kind: str, copy: bool, **arguments: Any) -> Image:
@@ -448,24 +279,10 @@ class Image:
         refuse("Image.publish")
 
 
-def _build_options(what: str, env: Any, secrets: Sequence[Any], gpu: Any) -> dict[str, Any]:
-    return {
-        "env": dict(validation.environment(f"{what}: env", env or {})),
-        "secrets": recipe.names_of(secrets),
-        "gpu": [f"{device.name}:{device.count}" for device in validation.gpus_of(f"{what}: gpu", gpu)],
-    }
-
-
-def _pip(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Further keywords of an installer, as JSON can say them."""
-    named = {key: recipe.names_of(value) if key == "secrets" else value for key, value in options.items()}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in named.items()}
-
-
 def _absolute(remote_path: str) -> str:
-    if not isinstance(remote_path, str) or not remote_path.startswith("/"):
+    if not str(remote_path).startswith("/"):
         raise InvalidError(f"the remote path must be absolute, such as '/root/data', not {remote_path!r}")
-    return remote_path
+    return str(remote_path)
 
 
 def _ignored(ignore: Ignore) -> list[str]:

@@ -32,7 +32,9 @@ class _Later(type):
 
 def later(name: str, instead: str = "") -> type:
     """A placeholder class."""
-    return _Later(name, (), {"instead": instead, "__module__": "kedge", "__doc__": "Comes in a later version of kedge."})
+    return _Later(
+        name, (), {"instead": instead, "__module__": "kedge", "__doc__": "Comes in a later version of kedge."}
+    )
 
 
 PLACEHOLDERS = {
@@ -91,9 +93,7 @@ class Secret(_Named):
     kind = "Secret"
 
     @classmethod
-    def from_name(
-        cls, name: str, *, environment_name: str | None = None, required_keys: Sequence[str] = ()
-    ) -> Secret:
+    def from_name(cls, name: str, *, environment_name: str | None = None, required_keys: Sequence[str] = ()) -> Secret:
         return cls(repr(name))
 
     @classmethod

@@ -191,7 +191,8 @@ def image_of(owner: str, value: Any) -> Any:
     """The ImageSpec of an `Image`."""
     if not isinstance(value, Image):
         raise InvalidError(
-            f"{owner}: image must be a kedge.Image, such as kedge.Image.debian_slim().pip_install('numpy'), not {value!r}"
+            f"{owner}: image must be a kedge.Image, such as kedge.Image.debian_slim().pip_install('numpy'), "
+            f"not {value!r}"
         )
     return value.spec
 
@@ -241,7 +242,9 @@ def modernise(owner: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], C
                 )
             value = True
         if result.get(field) is not None:
-            raise InvalidError(f"{what} is the old spelling of {field}, which is given too; keep {field}={result[field]!r}")
+            raise InvalidError(
+                f"{what} is the old spelling of {field}, which is given too; keep {field}={result[field]!r}"
+            )
         old_spelling(f"{owner}({old}=…)", f"{field}={value!r}")
         result[field] = value
     return result, concurrency
@@ -252,8 +255,8 @@ def check_concurrency_limit(owner: str, spec: FunctionSpec) -> None:
     limit, slots = spec.concurrency_limit, spec.concurrency.max_inputs
     if limit is not None and limit < slots:
         warn(
-            f"{owner}: concurrency_limit={limit} caps the inputs in flight over all containers, below the {slots} that a "
-            f"single one takes (max_inputs={slots}); to cap the number of containers write max_containers={limit}",
+            f"{owner}: concurrency_limit={limit} caps the inputs in flight over all containers, below the {slots} that "
+            f"a single one takes (max_inputs={slots}); to cap the number of containers write max_containers={limit}",
             DeprecationError,
         )
 
@@ -262,4 +265,6 @@ def warn_without_effect(owner: str, spec: FunctionSpec) -> None:
     """Warns about settings that protect something and cannot be honoured yet."""
     for key in ("block_network", "restrict_modal_access"):
         if getattr(spec, key):
-            warn(f"{owner}: {key}=True has no effect yet; containers are not isolated from the network", NoEffectWarning)
+            warn(
+                f"{owner}: {key}=True has no effect yet; containers are not isolated from the network", NoEffectWarning
+            )

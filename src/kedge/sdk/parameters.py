@@ -1,7 +1,7 @@
 """`parameter()` and how the parameters of an instance travel.
 
-Values are str, int, bool or bytes. They are encoded as msgpack of `[[name, value], …]` sorted by name, with the defaults
-filled in: equal parameters are equal bytes in any process and any Python, so they meet in one pool.
+Values are str, int, bool or bytes. They are encoded as msgpack of `[[name, value], …]` sorted by name, with the
+defaults filled in: equal parameters are equal bytes in any process and any Python, so they meet in one pool.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -58,7 +58,6 @@ class Parameter:
         return f"parameter(default={self.default!r})" if self.default is not MISSING else "parameter()"
 
 
-@keywords_only("kedge.parameter() or kedge.parameter(default=…)", name="kedge.parameter")
 def parameter(*, default: Any = MISSING, init: bool = True) -> Any:
     """Declares a typed parameter of a class: each set of values gets its own containers.
 
@@ -78,6 +77,10 @@ def parameter(*, default: Any = MISSING, init: bool = True) -> Any:
         Model(name="small").predict.remote(3)
     """
     return Parameter(default, init)
+
+
+if not TYPE_CHECKING:  # pyright knows a field specifier by its plain function only
+    parameter = keywords_only("kedge.parameter() or kedge.parameter(default=…)", name="kedge.parameter")(parameter)
 
 
 def declared(user: type) -> dict[str, Parameter]:
@@ -153,7 +156,9 @@ def bind(owner: str, specs: tuple[ParameterSpec, ...], given: Mapping[str, Any])
     for name, value in given.items():
         if name not in by_name:
             if not by_name:
-                raise InvalidError(f"{owner} has no parameters, but got {name}=…; declare `{name}: str = kedge.parameter()`")
+                raise InvalidError(
+                    f"{owner} has no parameters, but got {name}=…; declare `{name}: str = kedge.parameter()`"
+                )
             hint = nearest(name, by_name) or f" It has {', '.join(by_name)}."
             raise InvalidError(f"{owner} has no parameter {name!r}.{hint}")
         _check(f"{owner}({name}=…)", by_name[name].type, value)

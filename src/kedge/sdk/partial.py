@@ -20,9 +20,7 @@ CLS_ATTRIBUTE = "__kedge_cls__"
 """On a user's class: its handle. Looked up on the class itself, never inherited."""
 CONCURRENCY_ATTRIBUTE = "__kedge_concurrency__"
 
-_CALLS = frozenset(
-    ["remote", "remote_gen", "local", "map", "starmap", "for_each", "spawn", "spawn_map", "get_web_url"]
-)
+_CALLS = frozenset(["remote", "remote_gen", "local", "map", "starmap", "for_each", "spawn", "spawn_map", "get_web_url"])
 
 
 class Partial:
@@ -83,8 +81,8 @@ class Partial:
         """InvalidError where the marks set so far exclude each other."""
         if self.is_hook and self.is_interface:
             raise InvalidError(
-                f"{self.raw.__qualname__} cannot be both a hook (@kedge.enter or @kedge.exit) and callable from outside "
-                f"(@{decorator}); split it into two methods"
+                f"{self.raw.__qualname__} cannot be both a hook (@kedge.enter or @kedge.exit) and callable from "
+                f"outside (@{decorator}); split it into two methods"
             )
         if self.batching is not None and self.web is not None:
             raise InvalidError(

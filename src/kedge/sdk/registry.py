@@ -7,14 +7,14 @@ The container finds the user's code here after importing its module: a name is d
 from __future__ import annotations
 
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from kedge.sdk.app import App
     from kedge.sdk.cls import Cls
     from kedge.sdk.function import Function
 
-    Handle = Function[..., object, object] | Cls
+    Handle: TypeAlias = Function[..., Any, Any] | Cls
 
 _handles: dict[tuple[str, str], list[Handle]] = {}
 _implicit_apps: dict[str, App] = {}
@@ -31,7 +31,8 @@ def find(module: str, name: str, app_name: str = "") -> Handle | None:
     """The handle registered under a name by a module; `app_name` decides where several apps have one."""
     handles = _handles.get((module, name), [])
     named = [handle for handle in handles if handle.app.name == app_name]
-    return (named or handles or [None])[-1]
+    found = named or handles
+    return found[-1] if found else None
 
 
 def names_in(module: str) -> list[str]:

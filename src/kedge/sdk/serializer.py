@@ -37,10 +37,12 @@ from kedge.model.payload import (
     INTERNAL_FAILURE,
     PICKLE,
     PICKLE_BY_VALUE,
+    SUCCESS,
     TERMINATED,
     TIMEOUT,
     ErrorInfo,
     Payload,
+    Result,
 )
 from kedge.sdk import tracebacks
 from kedge.sdk.blobs import BlobStore
@@ -161,6 +163,24 @@ def from_payload(payload: Payload, blobs: BlobStore | None, *, consume: bool = F
         return _loads(parts)
     except Exception as error:
         raise DeserializationError(_unloadable(what, error)) from error
+
+
+def from_result(result: Result, blobs: BlobStore | None, name: str, what: str, *, consume: bool = True) -> Any:
+    """The value of a result; raises what the input raised, or why it has no value.
+
+    Args:
+        result: As the plane delivered it.
+        blobs: Where its file is, if it has one.
+        name: The function, for errors.
+        what: The input, for errors.
+        consume: Remove the file of the value: nobody reads it again.
+    """
+    if result.status != SUCCESS:
+        raise to_exception(result.error, result.status, what)
+    payload = result.payload
+    if payload is None:
+        return None
+    return from_payload(payload, blobs, consume=consume, what=f"the result of {name}" if name else "the result")
 
 
 def _loads(parts: Sequence[Any]) -> Any:

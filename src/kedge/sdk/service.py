@@ -22,7 +22,7 @@ from kedge.model.payload import Payload
 from kedge.model.spec import FunctionSpec, MethodSpec
 from kedge.sdk import parameters as parameters_module
 from kedge.sdk import registry
-from kedge.sdk.partial import Partial, partials_of
+from kedge.sdk.partial import CLS_ATTRIBUTE, Partial, partials_of
 
 PARAMETERS_ATTRIBUTE = "__kedge_parameters__"
 """On an instance: the parameters it was made with, so that its methods reach the pool it lives in."""
@@ -86,13 +86,15 @@ class Service:
 
 def make_instance(user: type, values: Mapping[str, Any]) -> Any:
     """An object of the user's class: parameters first, then its no-argument `__init__`."""
-    instance = user.__new__(user)
+    make: Any = user.__new__
+    instance = make(user)
     for name, value in values.items():
         setattr(instance, name, value)
     if values:
         setattr(instance, PARAMETERS_ATTRIBUTE, dict(values))
-    if user.__init__ is not object.__init__:
-        instance.__init__()
+    initialise: Any = inspect.getattr_static(user, "__init__")
+    if initialise is not object.__init__:
+        initialise(instance)
     return instance
 
 
@@ -122,10 +124,13 @@ def find_service(module: ModuleType, spec: FunctionSpec, app_name: str = "") -> 
     return Service(spec, handle.get_user_code())
 
 
-def service_of(user: object, spec: FunctionSpec) -> Service:
+def service_of(user: Any, spec: FunctionSpec) -> Service:
     """The service of an unpickled `spec.serialized`: the user's plain function or class."""
     if isinstance(user, Partial):
         user = user.raw
     if not callable(user):
         raise ExecutionError(f"the serialized {spec.name} is {type(user).__name__}, neither a function nor a class")
+    handle = vars(user).get(CLS_ATTRIBUTE) if inspect.isclass(user) else None
+    if handle is not None:
+        handle.adopt(user)
     return Service(spec, user)

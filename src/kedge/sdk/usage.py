@@ -5,13 +5,12 @@ Everything here speaks about the call that the user wrote, never about kedge's o
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,11 +19,13 @@ from kedge.exception import DeprecationError, InvalidError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent) + "/"
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` with a leading blank, or an empty string where nothing is near."""
+    import difflib  # only where something went wrong
+
     by_fold = {candidate.casefold(): candidate for candidate in known}
     close = difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
     return f" Did you mean {by_fold[close[0]]!r}?" if close else ""
@@ -79,11 +80,22 @@ def old_spelling(old: str, new: str) -> None:
 
 def warn(message: str, category: type[Warning]) -> None:
     """Warns at the nearest line outside kedge."""
-    frame: FrameType | None = sys._getframe(1)
-    level = 2
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level - 1 if frame is not None else 2)
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and _is_own(frame):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+def calling_module() -> str:
+    """Name of the module of the nearest line outside kedge."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_own(frame):
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", "__main__"))
+
+
+def _is_own(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_PACKAGE)
 
 
 def where(function: Callable[..., Any]) -> str:
@@ -91,9 +103,4 @@ def where(function: Callable[..., Any]) -> str:
     code = getattr(function, "__code__", None)
     if code is None:
         return ""
-    return f"{Path(code.co_filename).name}:{code.co_firstlineno}"
-
-
-def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """The signature without evaluating annotations."""
-    return inspect.signature(function)
+    return f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}"

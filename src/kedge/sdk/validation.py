@@ -12,11 +12,15 @@ from kedge.exception import InvalidError
 from kedge.model.spec import DEFAULT_CPU, DEFAULT_MEMORY, GpuRequest, Resources
 from kedge.sdk.usage import nearest
 
-GPU_NAMES = (
-    "ANY A10 A10G A100 A100-40GB A100-80GB A2 A30 A40 A4000 A5000 A6000 B100 B200 B200+ B300 GB200 GH200 H100 H100! H200 "
-    "H20 H800 L4 L40 L40S P100 P4 RTX-2080TI RTX-3060 RTX-3070 RTX-3080 RTX-3090 RTX-4060 RTX-4070 RTX-4080 RTX-4090 "
-    "RTX-5070 RTX-5080 RTX-5090 RTX-6000-ADA RTX-PRO-6000 T4 V100 MI210 MI250 MI300X"
-).split()
+GPU_NAMES = tuple(
+    " ".join(
+        [
+            "ANY T4 L4 A10 A10G L40S A100 A100-40GB A100-80GB H100 H100! H200 B200 B200+ B300 GB200 GH200 RTX-PRO-6000",
+            "A2 A30 A40 A4000 A5000 A6000 B100 H20 H800 L40 P4 P100 V100 RTX-2080TI RTX-3060 RTX-3070 RTX-3080",
+            "RTX-3090 RTX-4060 RTX-4070 RTX-4080 RTX-4090 RTX-5070 RTX-5080 RTX-5090 RTX-6000-ADA MI210 MI250 MI300X",
+        ]
+    ).split()
+)
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _MIB = 1024 * 1024
 _UNITS = {
@@ -102,7 +106,9 @@ def environment(what: str, value: Any) -> tuple[tuple[str, str], ...]:
 # ---------------------------------------------------------------- resources
 
 
-def resources(owner: str, *, cpu: Any = None, memory: Any = None, gpu: Any = None, ephemeral_disk: Any = None) -> Resources:
+def resources(
+    owner: str, *, cpu: Any = None, memory: Any = None, gpu: Any = None, ephemeral_disk: Any = None
+) -> Resources:
     """Checked resources of one container; None means the default."""
     cores, cores_limit = cpu_of(f"{owner}: cpu", cpu)
     mebibytes, mebibytes_limit = memory_of(f"{owner}: memory", memory)
@@ -142,7 +148,9 @@ def memory_of(what: str, value: Any) -> tuple[int, int | None]:
         return mebibytes, None
     mebibytes_limit = _mebibytes(what, limit)
     if mebibytes_limit < mebibytes:
-        raise InvalidError(f"{what}: the limit {limit!r} is below the request {request!r}; write memory=(request, limit)")
+        raise InvalidError(
+            f"{what}: the limit {limit!r} is below the request {request!r}; write memory=(request, limit)"
+        )
     return mebibytes, mebibytes_limit
 
 
@@ -159,7 +167,9 @@ def _mebibytes(what: str, value: Any) -> int:
         match = _MEMORY.fullmatch(value)
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
-            raise InvalidError(f'{what}={value!r} is no amount of memory; write MiB as a number, or "16Gi", "512Mi", "2GB"')
+            raise InvalidError(
+                f'{what}={value!r} is no amount of memory; write MiB as a number, or "16Gi", "512Mi", "2GB"'
+            )
         value = math.ceil(float(match[1]) * unit / _MIB)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -195,12 +205,16 @@ def _declared_names(declared: str) -> Iterable[str]:
 
 def _gpu(what: str, value: Any, known: Sequence[str]) -> GpuRequest:
     if not isinstance(value, str):
-        raise InvalidError(f"{what} is a name such as 'H100', with a count 'H100:8', or a list of those, not {_shown(value)}")
+        raise InvalidError(
+            f"{what} is a name such as 'H100', with a count 'H100:8', or a list of those, not {_shown(value)}"
+        )
     kind, colon, count = value.strip().partition(":")
     kind = kind.strip().upper()
     if kind not in known:
         hint = nearest(kind, known) or f" Known are {', '.join(known)}."
-        raise InvalidError(f"{what}: no GPU is called {kind!r}.{hint} Others can be declared with KEDGE_GPUS='NAME=count'")
+        raise InvalidError(
+            f"{what}: no GPU is called {kind!r}.{hint} Others can be declared with KEDGE_GPUS='NAME=count'"
+        )
     if not colon:
         return GpuRequest(kind, 1)
     if not count.strip().isdecimal() or int(count) < 1:

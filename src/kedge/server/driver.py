@@ -1,16 +1,22 @@
 """The only owner of a Plane: gives it every message with the time, and carries out what it orders.
 
 Commands are addressed messages. A session's or container's go to its connection; the engine's and the store's are
-methods calls. What a message causes leaves in one frame per connection, right after it was handled. Durable inputs
-are on disk before the plane hears of them; whatever the same session says next waits behind them.
+method calls. What a message causes leaves in one frame per connection, right after it was handled. What must be on disk
+before the plane hears of it waits in the journal, and whatever the same session says next waits behind it.
+
+A failure inside the plane is a bug, and never the end of the server: it is logged with its traceback, whoever sent the
+message hears of it (a client's request is answered with InternalError; what has no answer, and a container, loses its
+connection), and everything else goes on. What the plane had ordered before it failed is carried out.
+
+Once `ending` is set the plane hears nothing more: what runs is as good as lost, exactly as if the server had been
+killed. So there is one way to come back from both.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kedge.core.outbox import ENGINE, STORE
@@ -18,12 +24,20 @@ from kedge.core.plane import Plane
 from kedge.engines.base import Engine
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
+from kedge.server.archive import Archive
+from kedge.server.journal import Journal
 from kedge.server.launches import Launches
 from kedge.server.logs import OutputLog
 from kedge.server.store import Store
 from kedge.wire.transport import AsyncConnection
 
 log = logging.getLogger("kedge.server")
+
+MAX_PORTION = 128
+"""Values of one message: 128 of 256 KiB are half a frame."""
+OUTPUT_BACKLOG = 4 * 1024 * 1024
+"""Bytes that may wait for a session that shows output and does not read. What containers print meanwhile is not sent to
+it; the log files have everything."""
 
 
 class Driver:
@@ -36,63 +50,49 @@ class Driver:
         self.idle = asyncio.Event()
         """Set while no container exists."""
         self.idle.set()
+        self.ending = False
+        self.failures = 0
+        """Messages on which the plane failed."""
+        self.archive = Archive(store, self.links)
         self._engine = engine
-        self._store = store
         self._launches = launches
         self._output = output
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._dirty: dict[AsyncConnection, None] = {}
-        self._behind: dict[str, deque[Any]] = {}
-        """Messages of sessions that wait for an earlier one of theirs to be on disk."""
+        self._containers: dict[str, None] = {}
+        """Those that the engine was asked for and has not reported lost."""
+        self._unshown: dict[str, int] = {}
+        """Bytes of output that a session has missed since it stopped reading."""
+        self.journal = Journal(plane, store, self._handle, self.send, self.links)
         self._store_commands: dict[type, Callable[[Any], None]] = {
             p.OutputsRecorded: store.record,
-            p.OutputsWanted: self._send_recorded,
-            p.CallExpired: store.expire,
+            p.OutputsWanted: self.archive.deliver,
+            p.CallWanted: self.archive.describe,
             p.PayloadReleased: store.release,
+        }
+        self._afterwards: dict[type, Callable[[Any, str], None]] = {
+            p.AppStopped: self.journal.apps_stopped,
+            p.SessionClosed: self.journal.session_closed,
+            p.ContainerReady: lambda message, sender: launches.learn(sender, message.imports),
         }
 
     # ------------------------------------------------------------ messages come in
 
     def submit(self, message: Any, sender: str = "") -> None:
         """One message of a session, a container (`sender`), the engine or the shell itself."""
-        waiting = self._behind.get(sender)
-        if waiting is not None:
-            waiting.append(message)
-        elif type(message) is p.InputsSubmitted and message.durable:
-            self._behind[sender] = deque()
-            self._store.accept(message, lambda error: self._accepted(message, sender, error))
-        else:
+        if not self.journal.takes(message, sender):
             self._handle(message, sender)
 
-    def _accepted(self, message: p.InputsSubmitted, sender: str, error: str) -> None:
-        """A durable submission is on disk, or cannot be."""
-        if error:
-            self.send(sender, p.CallRefused(message.call, ErrorInfo("ServiceError", error)))
-        else:
-            self._handle(message, sender)
-        for later in self._behind.pop(sender):
-            self.submit(later, sender)
-        self.flush(sender)
-
-    def _handle(self, message: Any, sender: str) -> None:
-        kind = type(message)
-        if kind is p.AppCreated:
-            if not message.app.ephemeral:
-                self._store.save_app(message.app)
-        elif kind is p.AppStopped:
-            self._store.forget_app(message.app)
-        elif kind is p.CallClosed:
-            call = self.plane.calls.by_id.get(message.call)
-            if call is not None and call.durable:
-                self._store.total(message.call, message.total)
-        elif kind is p.ContainerReady:
-            self._launches.learn(sender, message.imports)
-        elif kind is p.ContainerLost:
-            self._launches.forget(message.container)
-            self._output.close(message.container)
-        commands = self.plane.handle(message, self._loop.time(), sender)
+    def _handle(self, message: Any, sender: str = "") -> None:
+        if self.ending:
+            return
+        try:
+            commands = self.plane.handle(message, self._loop.time(), sender)
+        except Exception as error:
+            self._failed(message, sender, error)
+            commands = self.plane.outbox.take()
         for address, order in commands:
             if address == ENGINE:
                 self._order(order)
@@ -100,13 +100,35 @@ class Driver:
                 self._store_commands[type(order)](order)
             else:
                 self.send(address, order)
+        afterwards = self._afterwards.get(type(message))
+        if afterwards is not None:
+            afterwards(message, sender)
         due = self.plane.next_deadline()
         if due is not None and (self._timer is None or due < self._timer_at):
             self._arm(due)
 
+    def _failed(self, message: Any, sender: str, error: Exception) -> None:
+        """The plane has failed on one message. Its contents may be private, so only its name is logged."""
+        name = type(message).__name__
+        self.failures += 1
+        log.error("the plane failed on %s of %s", name, sender or "the server itself", exc_info=error)
+        text = f"the kedge server failed on {name} ({type(error).__name__}: {error}); its log says where"
+        info = ErrorInfo("InternalError", text)
+        link = self.links.get(sender)
+        if link is None:
+            return
+        request = getattr(message, "request", 0)
+        if isinstance(message, p.InputsSubmitted | p.OutputsRequested):
+            link.send(p.CallRefused(message.call, info, request))
+        elif request:
+            link.send(p.Reply(request, None, info))
+        else:
+            link.send(p.Refused(text))
+            link.close(text)
+
     def restore(self, message: Any) -> None:
-        """Something that the store remembers from before a restart: handled without being stored again."""
-        self._handle(message, "")
+        """Something that the store remembers from before a restart: it is not stored again."""
+        self._handle(message)
 
     def report(self, fact: Any) -> None:
         """What the engine has to say."""
@@ -116,9 +138,13 @@ class Driver:
         elif kind is p.ForkServerReported:
             log.log(logging.INFO if fact.safe else logging.WARNING, "fork server %s: %s", fact.key, fact.reason or "up")
         else:
-            self.submit(fact)
-        if not self.plane.containers:
-            self.idle.set()
+            self._handle(fact)
+            if kind is p.ContainerLost:
+                self._launches.forget(fact.container)
+                self._output.close(fact.container)
+                self._containers.pop(fact.container, None)
+                if not self._containers:
+                    self.idle.set()
 
     # ------------------------------------------------------------ orders go out
 
@@ -126,12 +152,8 @@ class Driver:
         link = self.links.get(address)
         if link is not None:
             self._dirty[link] = None
-            link.send(message)
-
-    def flush(self, address: str) -> None:
-        link = self.links.get(address)
-        if link is not None:
-            link.flush()
+            for portion in portions(message):
+                link.send(portion)
 
     def flush_all(self) -> None:
         """Writes what has been sent since the last time, one frame per connection."""
@@ -144,17 +166,17 @@ class Driver:
             self._engine.kill(order.container, order.grace_s)
             return
         self.idle.clear()
-        pool = self.plane.pools[order.pool]
-        launch = self._launches.make(order, pool.spec, pool.parameters, self.plane.apps[pool.app].spec)
-        self._engine.start(launch)
+        self._containers[order.container] = None
+        try:
+            pool = self.plane.pools[order.pool]
+            launch = self._launches.make(order, pool.spec, pool.parameters, self.plane.apps[pool.app].spec)
+            self._engine.start(launch)
+        except Exception as error:
+            log.exception("the container %s could not be started", order.container)
+            # Later: the plane must first have said all that it has to say.
+            self._loop.call_soon(self.report, p.ContainerLost(order.container, f"the engine failed: {error}"))
 
-    def _send_recorded(self, wanted: p.OutputsWanted) -> None:
-        def deliver(outputs: list[p.Output]) -> None:
-            self.send(wanted.session, p.OutputsDelivered(wanted.call, outputs, wanted.request))
-
-        self._store.read_outputs(wanted.call, wanted.indices, deliver)
-
-    # ------------------------------------------------------------ time
+    # ------------------------------------------------------------ time, and the end of it
 
     def _arm(self, due: float) -> None:
         if self._timer is not None:
@@ -164,7 +186,22 @@ class Driver:
 
     def _time_passed(self) -> None:
         self._timer = None
-        self._handle(p.TimePassed(), "")
+        self._handle(p.TimePassed())
+
+    async def end(self, reason: str, grace_s: float) -> None:
+        """Lets every container run its exit hooks for at most `grace_s` seconds. The plane hears nothing of it."""
+        self.ending = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self.archive.close()
+        for container in self._containers:
+            self.send(container, p.ContainerDrained(reason, cancel=True))
+            self._engine.kill(container, grace_s if container in self.links else 0.0)
+        self.flush_all()
+        try:
+            await asyncio.wait_for(self.idle.wait(), grace_s + 1.0)
+        except TimeoutError:
+            log.warning("%d containers did not end within %g s", len(self._containers), grace_s)
 
     # ------------------------------------------------------------ what passes by the plane
 
@@ -177,9 +214,9 @@ class Driver:
             return
         self.send(call.session, message)
 
-    def relay_credit(self, message: p.StreamCredited) -> None:
+    def relay_credit(self, message: p.StreamCredited, session: str) -> None:
         call = self.plane.calls.by_id.get(message.call)
-        input = call.open.get(message.index) if call is not None else None
+        input = call.open.get(message.index) if call is not None and call.session == session else None
         if input is not None and input.container is not None:
             self.send(input.container.id, message)
 
@@ -188,9 +225,36 @@ class Driver:
 
     def unsubscribe(self, session: str) -> None:
         self._output.unsubscribe(session)
+        self._unshown.pop(session, None)
 
     def _captured(self, fact: p.OutputCaptured) -> None:
         app, pool = self._launches.origin(fact.container)
         message = p.OutputCaptured(fact.container, fact.stream, fact.data, fact.at, app, pool)
         for session in self._output.write(message):
+            link = self.links.get(session)
+            if link is None:
+                continue
+            if link.unread > OUTPUT_BACKLOG:
+                self._unshown[session] = self._unshown.get(session, 0) + len(fact.data)
+                continue
+            unshown = self._unshown.pop(session, 0)
+            if unshown:
+                where = self._output.directory / app
+                text = f"{unshown} bytes of output were not sent, since nothing was read; they are in {where}"
+                self.send(session, p.Notice(app, text, "warning"))
             self.send(session, message)
+
+
+def portions(message: Any) -> Sequence[Any]:
+    """The message itself, or several of its kind where it carries so many values that they might not fit a frame."""
+    kind = type(message)
+    if kind is p.OutputsDelivered and len(message.outputs) > MAX_PORTION:
+        parts = batched(message.outputs)
+        return [p.OutputsDelivered(message.call, part, message.request) for part in parts]
+    if kind is p.InputsDispatched and len(message.inputs) > MAX_PORTION:
+        return [p.InputsDispatched(part) for part in batched(message.inputs)]
+    return (message,)
+
+
+def batched(values: list[Any]) -> list[list[Any]]:
+    return [values[i : i + MAX_PORTION] for i in range(0, len(values), MAX_PORTION)]

@@ -63,7 +63,7 @@ class Launches:
         launch = self._launches.get(container)
         if launch is not None and imports:
             key = _import_key(launch.app_name, launch.environment, launch.function)
-            self._store.learn_imports(key, imports[:MAX_PRELOAD])
+            self._store.learn_imports(key, imports, MAX_PRELOAD)
 
     def forget(self, container: str) -> None:
         self._launches.pop(container, None)

@@ -6,6 +6,7 @@ bytes; what comes later is counted, and said once at the end of the file.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,9 +18,10 @@ LIMIT = 8 * 1024 * 1024
 
 class OutputLog:
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._files: dict[str, BinaryIO] = {}
         self._sizes: dict[str, int] = {}
+        """Bytes that each container has written, kept or not."""
         self._watchers: dict[str, dict[str, None]] = {}
 
     def write(self, captured: OutputCaptured) -> list[str]:
@@ -41,27 +43,35 @@ class OutputLog:
         file = self._files.pop(container, None)
         size = self._sizes.pop(container, 0)
         if file is not None:
-            with file:
-                if size > LIMIT:
-                    file.write(f"\n[kedge: {size - LIMIT} further bytes were not kept]\n".encode())
+            try:
+                with file:
+                    if size > LIMIT:
+                        file.write(f"\n[kedge: {size - LIMIT} further bytes were not kept]\n".encode())
+            except OSError:
+                pass
 
     def close_all(self) -> None:
         for container in list(self._files):
             self.close(container)
 
     def _keep(self, captured: OutputCaptured) -> None:
+        """A full disk loses the log, not the work."""
         container = captured.container
-        file = self._files.get(container)
-        if file is None:
-            directory = self._directory / (captured.app or "unknown")
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = self._files[container] = (directory / f"{container}.log").open("ab", buffering=0)
-            Path(file.name).chmod(0o600)
         size = self._sizes.get(container, 0)
         self._sizes[container] = size + len(captured.data)
-        if size < LIMIT:
-            try:
-                file.write(captured.data[: LIMIT - size])
-            except OSError:
-                # A full disk loses the log, not the work.
-                self._sizes[container] = max(size, LIMIT)
+        if size >= LIMIT:
+            return
+        try:
+            file = self._files.get(container)
+            if file is None:
+                file = self._files[container] = self._open(captured.app or "unknown", container)
+            file.write(captured.data[: LIMIT - size])
+        except OSError:
+            self._sizes[container] = max(self._sizes[container], LIMIT)
+
+    def _open(self, app: str, container: str) -> BinaryIO:
+        directory = self.directory / app
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(directory / f"{container}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        return os.fdopen(descriptor, "ab", buffering=0)

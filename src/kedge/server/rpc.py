@@ -2,7 +2,11 @@
 
 The first message must be Hello. A container proves its id with the token of its launch; a client over TCP shows the
 server's token, one over the Unix socket has proved by the file's mode that it is the same user. Whatever is not
-understood closes that connection, with a line in the log, and nothing else.
+understood (`wire.codec`) or makes no sense (`door`) closes that connection with Refused, with a line in the log, and
+nothing else.
+
+A client that does not read its results is still read, since blocking clients send before they read; once too much waits
+for it, it is taken for dead (`wire.transport.MAX_UNREAD`).
 """
 
 from __future__ import annotations
@@ -13,14 +17,22 @@ from hmac import compare_digest
 from typing import Any
 
 from kedge.model import protocol as p
+from kedge.server.door import refusal
 from kedge.server.driver import Driver
 from kedge.server.launches import Launches
-from kedge.wire.transport import AsyncConnection, listen
+from kedge.wire.codec import MAX_FRAME
+from kedge.wire.transport import MAX_UNREAD, AsyncConnection, is_tcp, listen
 
 log = logging.getLogger("kedge.server.rpc")
 
 HELLO_TIMEOUT_S = 10.0
 """Seconds a connection may stay silent before it has said who it is."""
+HELLO_FRAME = 64 * 1024
+"""Bytes of a frame from somebody who has not said who it is."""
+MAX_STRANGERS = 512
+"""Connections that may be silent at the same time: they must not use up the file descriptors."""
+MAX_QUOTE = 500
+"""Characters of a reason that reach the log: a part of it may be the peer's words."""
 
 FromAnyone = p.FromClient | p.FromContainer
 
@@ -28,46 +40,71 @@ FromAnyone = p.FromClient | p.FromContainer
 class Rpc:
     """Accepts connections for one driver."""
 
-    def __init__(self, driver: Driver, launches: Launches, home: str, token: str) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        launches: Launches,
+        home: str,
+        token: str,
+        hello_timeout: float = HELLO_TIMEOUT_S,
+        max_unread: int = MAX_UNREAD,
+    ) -> None:
         self._driver = driver
         self._launches = launches
         self._home = home
         self._token = token
+        self._hello_timeout = hello_timeout
+        self._max_unread = max_unread
         self._sessions = 0
         self._servers: list[asyncio.Server] = []
         self._open: dict[AsyncConnection, None] = {}
+        self._strangers: dict[AsyncConnection, asyncio.TimerHandle] = {}
 
     async def listen(self, address: str) -> str:
         """Listens there; gives the address that was really taken (a TCP port of 0 becomes a number)."""
-        tcp = address.startswith("tcp://")
-        server = await listen(address, lambda: self._connection(tcp))
+        tcp = is_tcp(address)
+        server = await listen(address, lambda: self.connection(tcp))
         self._servers.append(server)
         if tcp:
             host, port = server.sockets[0].getsockname()[:2]
-            return f"tcp://{host}:{port}"
+            return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
         return address
 
-    def close(self) -> None:
+    def connection(self, tcp: bool = False) -> AsyncConnection:
+        """What serves one more connection: a protocol for asyncio."""
+        connection = AsyncConnection(
+            FromAnyone, self._hello_tcp if tcp else self._hello, self._closed, self._max_unread
+        )
+        connection.context = ""
+        connection.on_garbage = self._refuse
+        connection.decoder.limit = HELLO_FRAME
+        self._open[connection] = None
+        timer = asyncio.get_running_loop().call_later(self._hello_timeout, self._too_silent, connection)
+        self._strangers[connection] = timer
+        if len(self._strangers) > MAX_STRANGERS:
+            self._too_silent(next(iter(self._strangers)))
+        return connection
+
+    def close(self, reason: str = "the server ends") -> None:
+        """Takes no more connections, and closes those of clients. Containers are told by the driver."""
         for server in self._servers:
             server.close()
         for connection in list(self._open):
-            connection.close("the server ends")
+            if connection.context not in self._driver.plane.containers:
+                connection.close(reason)
 
-    # ------------------------------------------------------------ one connection
+    def close_all(self) -> None:
+        for connection in list(self._open):
+            connection.abort("the server ends")
 
-    def _connection(self, tcp: bool) -> AsyncConnection:
-        connection = AsyncConnection(FromAnyone, self._hello if not tcp else self._hello_tcp, self._closed)
-        connection.context = ""
-        self._open[connection] = None
-        asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, self._expect_hello, connection)
-        return connection
+    # ------------------------------------------------------------ who is there
 
-    def _expect_hello(self, connection: AsyncConnection) -> None:
-        if not connection.context and not connection.closed:
-            connection.close(f"said nothing for {HELLO_TIMEOUT_S:g} s")
+    def _too_silent(self, connection: AsyncConnection) -> None:
+        if self._strangers.pop(connection, None) is not None:
+            connection.abort(f"said nothing that counts for {self._hello_timeout:g} s, or came when too many did")
 
     def _hello_tcp(self, connection: AsyncConnection, messages: list[Any]) -> None:
-        first = messages[0]
+        first = messages[0] if messages else None
         if isinstance(first, p.Hello) and not compare_digest(first.token.encode(), self._token.encode()):
             self._refuse(connection, "wrong token: set KEDGE_TOKEN to the token of the server")
         else:
@@ -86,80 +123,87 @@ class Rpc:
         elif first.role == p.CONTAINER:
             self._welcome_container(connection, first, messages[1:])
         elif first.role == p.CLIENT:
-            self._welcome_client(connection, messages[1:])
+            self._sessions += 1
+            self._admit(connection, f"se-{self._sessions}", self._from_client, messages[1:])
         else:
-            self._refuse(connection, f"unknown role {first.role!r}")
-
-    def _welcome_client(self, connection: AsyncConnection, rest: list[Any]) -> None:
-        self._sessions += 1
-        session = f"se-{self._sessions}"
-        self._admit(connection, session)
-        connection.on_messages = self._from_client
-        if rest:
-            self._from_client(connection, rest)
+            self._refuse(connection, f"unknown role {first.role[:MAX_QUOTE]!r}: it must be client or container")
 
     def _welcome_container(self, connection: AsyncConnection, hello: p.Hello, rest: list[Any]) -> None:
         container = self._driver.plane.containers.get(hello.identity)
         if not self._launches.proves(hello.identity, hello.token):
-            self._refuse(connection, f"{hello.identity or 'a container'} shows a token that is not its own")
-        elif container is None or container.state != "starting":
+            self._refuse(connection, f"{hello.identity[:60]!r} shows a token that is not its own")
+        elif container is None or container.state != "starting" or hello.identity in self._driver.links:
             self._refuse(connection, "this container is not wanted any more")
         else:
-            self._admit(connection, hello.identity)
-            connection.on_messages = self._from_container
-            if rest:
-                self._from_container(connection, rest)
+            self._admit(connection, hello.identity, self._from_container, rest)
 
-    def _admit(self, connection: AsyncConnection, address: str) -> None:
+    def _admit(self, connection: AsyncConnection, address: str, next_state: Any, rest: list[Any]) -> None:
+        self._strangers.pop(connection).cancel()
         connection.context = address
+        connection.decoder.limit = MAX_FRAME
+        connection.on_messages = next_state
         self._driver.links[address] = connection
         connection.send(p.Welcome(address, server=self._home, home=self._home))
+        if rest:
+            next_state(connection, rest)
 
     def _refuse(self, connection: AsyncConnection, reason: str) -> None:
-        connection.send(p.Refused(reason))
-        connection.close(reason)
+        if not connection.closed:
+            connection.send(p.Refused(reason[:MAX_QUOTE]))
+            connection.close(reason[:MAX_QUOTE])
+
+    # ------------------------------------------------------------ what they say
 
     def _from_client(self, connection: AsyncConnection, messages: list[Any]) -> None:
         session, driver = connection.context, self._driver
         for message in messages:
             kind = type(message)
+            if reason := refusal(message):
+                self._refuse(connection, reason)
+                break
             if kind in CLIENT_MESSAGES:
                 driver.submit(message, session)
             elif kind is p.StreamCredited:
-                driver.relay_credit(message)
+                driver.relay_credit(message, session)
             elif kind is p.OutputSubscribed:
                 driver.subscribe(message.app, session)
             else:
                 self._refuse(connection, f"a client does not send {kind.__name__}")
-                return
+                break
         driver.flush_all()
 
     def _from_container(self, connection: AsyncConnection, messages: list[Any]) -> None:
         container, driver = connection.context, self._driver
         for message in messages:
             kind = type(message)
+            if reason := refusal(message):
+                self._refuse(connection, reason)
+                break
             if kind in CONTAINER_MESSAGES:
                 driver.submit(message, container)
             elif kind is p.StreamValues:
                 driver.relay_values(message, container)
             else:
                 self._refuse(connection, f"a container does not send {kind.__name__}")
-                return
+                break
         driver.flush_all()
 
     def _closed(self, connection: AsyncConnection, reason: str) -> None:
-        self._open.pop(connection, None)
+        del self._open[connection]
+        timer = self._strangers.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
         address = connection.context
         if not address:
             log.warning("a connection was closed before it said who it is: %s", reason)
             return
-        self._driver.links.pop(address, None)
+        if reason != "closed by the peer":
+            log.warning("%s: %s", address, reason)
+        del self._driver.links[address]
         if address.startswith("se-"):
             self._driver.unsubscribe(address)
             self._driver.submit(p.SessionClosed(reason), address)
         else:
-            if reason != "closed by the peer":
-                log.warning("%s: %s", address, reason)
             self._driver.submit(p.ContainerDisconnected(address, reason))
         self._driver.flush_all()
 

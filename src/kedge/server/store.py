@@ -1,8 +1,9 @@
-"""What must survive the server: detached apps, durable calls with their inputs and results, learned imports.
+"""What must survive the server: apps and their pools, durable calls with their inputs and results, learned imports.
 
-SQLite in WAL mode with one writer thread: everything that waits is written in one transaction (group commit), then
-those who wait for it are told, on the event loop. Payloads above 256 KiB are files of their own beside the database;
-the store removes them when nobody can ask for them any more.
+It is also the archive: the plane forgets a durable call that has all its results, and the store answers for it until
+its results expire, seven days after the last of them. Payloads above 256 KiB are files of their own beside the
+database; the store removes them when nobody can ask for them any more, and those that nobody refers to after the same
+seven days.
 """
 
 from __future__ import annotations
@@ -10,241 +11,333 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from kedge.model.payload import Payload, Result
-from kedge.model.protocol import (
-    CallExpired,
-    CallRestored,
-    InputsSubmitted,
-    Output,
-    OutputsRecorded,
-    PayloadReleased,
-)
-from kedge.model.spec import AppSpec
+from kedge.model.protocol import CallRestored, InputsSubmitted, Output, OutputsRecorded, PayloadReleased
+from kedge.model.spec import AppSpec, Variant
+from kedge.server.writer import StoreError, Transaction, Writer
 
 log = logging.getLogger("kedge.server.store")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS apps (app TEXT PRIMARY KEY, spec BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS variants (pool TEXT PRIMARY KEY, app TEXT NOT NULL, variant BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS calls (
-    call TEXT PRIMARY KEY, pool TEXT NOT NULL, method TEXT NOT NULL, parent TEXT NOT NULL, total INTEGER NOT NULL
+    call TEXT PRIMARY KEY, pool TEXT NOT NULL, method TEXT NOT NULL, parent TEXT NOT NULL, total INTEGER NOT NULL,
+    function TEXT NOT NULL, changed REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS inputs (
     call TEXT NOT NULL, position INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (call, position)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS results (
-    call TEXT NOT NULL, position INTEGER NOT NULL, status TEXT NOT NULL, result BLOB NOT NULL, PRIMARY KEY (call,
-    position) ) WITHOUT ROWID; CREATE TABLE IF NOT EXISTS imports (key TEXT PRIMARY KEY, modules TEXT NOT NULL)
-    WITHOUT ROWID;
+    call TEXT NOT NULL, position INTEGER NOT NULL, status TEXT NOT NULL, result BLOB NOT NULL,
+    PRIMARY KEY (call, position)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (name TEXT PRIMARY KEY, call TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS blobs_of_calls ON blobs (call);
+CREATE TABLE IF NOT EXISTS imports (key TEXT PRIMARY KEY, modules TEXT NOT NULL) WITHOUT ROWID;
 """
 VERSION = 1
 
-Write = Callable[[sqlite3.Connection], Any]
+LIFETIME_S = 7 * 24 * 3600.0
+"""How long the results of a durable call are kept after the last of them."""
+SWEEP_S = 3600.0
+PAGE_BYTES = 4 * 1024 * 1024
+PAGE_ROWS = 1000
+"""Bounds of one page of results: it must fit into a frame, and not keep the writer from others for long."""
+
 _encode = msgspec.msgpack.encode
 
 
-class Store:
-    """One state directory. Reads and writes are queued; callbacks run on the loop that opened it."""
+class Page(NamedTuple):
+    """Recorded results in their order, as many as fit, and where the next page begins (None: this is the last)."""
 
-    def __init__(self, directory: Path) -> None:
+    outputs: list[Output]
+    next: int | None
+
+
+class Survivors(NamedTuple):
+    """What a restarted server must know again."""
+
+    apps: list[AppSpec]
+    variants: list[Variant]
+    calls: list[tuple[CallRestored, list[InputsSubmitted]]]
+
+
+class Store:
+    """One state directory. Everything is queued for one thread; callbacks run on the loop that opened it."""
+
+    def __init__(self, directory: Path, durable: bool = True, clock: Callable[[], float] = time.time) -> None:
         self.directory = directory
-        self._path = directory / "state.db"
+        self.writer = Writer(directory / "state.db", durable)
         self._blobs = directory / "blobs"
-        self._queue: SimpleQueue[tuple[Write, Callable[[Any, str], None] | None] | None] = SimpleQueue()
+        self._clock = clock
         self._imports: dict[str, list[str]] = {}
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
-        """Makes or opens the database; sqlite3.Error and ValueError say why it cannot be used."""
-        with _connect(self._path) as database:
-            found = database.execute("PRAGMA user_version").fetchone()[0]
-            if found > VERSION:
-                raise ValueError(
-                    f"{self._path} was written by a newer kedge (format {found}, this one knows {VERSION})"
-                )
-            database.executescript(SCHEMA)
-            database.execute(f"PRAGMA user_version = {VERSION}")
-            for key, modules in database.execute("SELECT key, modules FROM imports"):
-                self._imports[key] = modules.split("\n")
-        database.close()
-        self._path.chmod(0o600)
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._write_forever, name="kedge-store", daemon=True)
-        self._thread.start()
+        """Makes or opens the database, and removes what has expired; StoreError says why it cannot be used."""
+        self.writer.open(self._prepare)
+        self._sweep_hourly()
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        found = database.execute("PRAGMA user_version").fetchone()[0]
+        if found > VERSION:
+            raise StoreError(
+                f"{self.writer.path} was written by a newer kedge (format {found}, this one knows {VERSION}): "
+                "use that version, or another KEDGE_HOME"
+            )
+        database.executescript(SCHEMA)
+        database.execute(f"PRAGMA user_version = {VERSION}")
+        for key, modules in database.execute("SELECT key, modules FROM imports"):
+            self._imports[key] = modules.split("\n")
 
     def close(self) -> None:
         """Writes what is queued, then ends."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self.writer.close()
 
-    # ------------------------------------------------------------ durable calls
+    # ------------------------------------------------------------ durable calls are written
 
-    def accept(self, message: InputsSubmitted, then: Callable[[str], None]) -> None:
-        """Puts inputs on disk, then calls `then("")`, or `then(reason)` where that failed."""
+    def accept(
+        self, message: InputsSubmitted, function: str, known: bool, then: Callable[[CallRestored | None, str], None]
+    ) -> None:
+        """Puts inputs on disk, then calls `then(restored, "")`, or `then(None, reason)` where that failed.
 
-        def write(database: sqlite3.Connection) -> None:
-            database.execute(
-                "INSERT INTO calls VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT (call) DO UPDATE SET total = max(total, excluded.total)",
-                (message.call, message.pool, message.method, message.parent, message.total),
+        `function` is the name that people know it by; `known` says that the plane has the call. `restored` is what the
+        plane must hear first if it does not have the call, because these or other inputs of it are done.
+        """
+        call, first, end = message.call, message.first, message.first + len(message.payloads)
+
+        def write(tx: Transaction) -> CallRestored | None:
+            there = tx.execute("SELECT 1 FROM calls WHERE call = ?", (call,)).fetchone()
+            tx.execute(
+                "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT (call) DO UPDATE SET total = max(total, excluded.total), changed = excluded.changed",
+                (call, message.pool, message.method, message.parent, message.total, function, self._clock()),
             )
-            database.executemany(
-                "INSERT OR IGNORE INTO inputs VALUES (?, ?, ?)",
-                [(message.call, i, _encode(payload)) for i, payload in enumerate(message.payloads, message.first)],
+            query = "SELECT position FROM results WHERE call = ? AND position >= ? AND position < ?"
+            done = {position for (position,) in tx.execute(query, (call, first, end))} if there else set()
+            fresh = [(i, payload) for i, payload in enumerate(message.payloads, first) if i not in done]
+            tx.executemany(
+                "INSERT OR IGNORE INTO inputs VALUES (?, ?, ?)", [(call, i, _encode(payload)) for i, payload in fresh]
             )
+            blobs = [(payload.blob, call) for _, payload in fresh if payload.blob]
+            if blobs:
+                tx.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?)", blobs)
+            return next(_restored(tx, call)) if done or (there and not known) else None
 
-        self._queue.put((write, lambda _, error: then(error)))
+        self.writer.put(write, then)
 
     def total(self, call: str, total: int) -> None:
-        self._put(lambda db: db.execute("UPDATE calls SET total = ? WHERE call = ?", (total, call)))
+        """No further inputs: the call has `total` of them."""
+        self.writer.put(lambda tx: tx.execute("UPDATE calls SET total = ? WHERE call = ?", (total, call)), keep=True)
 
     def record(self, message: OutputsRecorded) -> None:
-        rows = [(message.call, o.index, o.result.status, _encode(o.result)) for o in message.outputs]
-
-        def write(database: sqlite3.Connection) -> None:
-            database.executemany("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?)", rows)
-            database.executemany(
-                "DELETE FROM inputs WHERE call = ? AND position = ?", [(call, index) for call, index, _, _ in rows]
-            )
-
-        self._put(write)
-
-    def read_outputs(self, call: str, indices: list[int], then: Callable[[list[Output]], None]) -> None:
-        """Gives recorded results to `then`, in the order of `indices`; those that are gone are left out."""
-
-        def read(database: sqlite3.Connection) -> list[Output]:
-            outputs = []
-            for index in indices:
-                query = "SELECT result FROM results WHERE call = ? AND position = ?"
-                row = database.execute(query, (call, index)).fetchone()
-                if row is not None:
-                    outputs.append(Output(index, msgspec.msgpack.decode(row[0], type=Result)))
-            return outputs
-
-        self._queue.put((read, lambda outputs, error: then(outputs if not error else [])))
-
-    def expire(self, message: CallExpired) -> None:
+        """Keeps results; of two for the same input the first counts."""
         call = message.call
+        rows = [(call, o.index, o.result.status, _encode(o.result)) for o in message.outputs]
+        blobs = [(o.result.payload.blob, call) for o in message.outputs if o.result.payload and o.result.payload.blob]
 
-        def write(database: sqlite3.Connection) -> None:
-            for (blob,) in database.execute("SELECT result FROM results WHERE call = ?", (call,)).fetchall():
-                payload = msgspec.msgpack.decode(blob, type=Result).payload
-                if payload is not None and payload.blob:
-                    self._unlink(payload.blob)
-            for table in ("results", "inputs", "calls"):
-                database.execute(f"DELETE FROM {table} WHERE call = ?", (call,))
+        def write(tx: Transaction) -> None:
+            tx.executemany("INSERT OR IGNORE INTO results VALUES (?, ?, ?, ?)", rows)
+            tx.executemany(
+                "DELETE FROM inputs WHERE call = ? AND position = ?", [(call, index) for _, index, _, _ in rows]
+            )
+            if blobs:
+                tx.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?)", blobs)
+            tx.execute("UPDATE calls SET changed = ? WHERE call = ?", (self._clock(), call))
 
-        self._put(write)
+        self.writer.put(write, keep=True)
 
     def release(self, message: PayloadReleased) -> None:
         """Arguments that nobody reads again."""
 
-        def remove(database: sqlite3.Connection) -> None:
-            for name in message.blobs:
-                self._unlink(name)
+        def remove(tx: Transaction) -> None:
+            tx.executemany("DELETE FROM blobs WHERE name = ?", [(name,) for name in message.blobs])
+            tx.committed.append(lambda: self._unlink(message.blobs))
 
-        self._put(remove)
+        self.writer.put(remove)
+
+    # ------------------------------------------------------------ durable calls are read
+
+    async def page(self, call: str, start: int, end: int | None) -> Page:
+        """Recorded results of inputs `start` up to `end` (exclusive; None: all)."""
+
+        def read(tx: Transaction) -> Page:
+            query = "SELECT position, result FROM results WHERE call = ? AND position >= ? AND position < ? LIMIT ?"
+            rows = tx.execute(query, (call, start, 2**62 if end is None else end, PAGE_ROWS + 1))
+            outputs: list[Output] = []
+            size = 0
+            for position, blob in rows:
+                if len(outputs) == PAGE_ROWS or (outputs and size + len(blob) > PAGE_BYTES):
+                    return Page(outputs, position)
+                size += len(blob)
+                outputs.append(Output(position, msgspec.msgpack.decode(blob, type=Result)))
+            return Page(outputs, None)
+
+        return await self.writer.ask(read)
+
+    async def size(self, call: str) -> int | None:
+        """The number of inputs of a call, as far as it is known; None where there is no such call."""
+
+        def read(tx: Transaction) -> int | None:
+            found = tx.execute("SELECT total FROM calls WHERE call = ?", (call,)).fetchone()
+            if found is None or found[0] >= 0:
+                return None if found is None else int(found[0])
+            counts = (tx.execute(f"SELECT count(*) FROM {t} WHERE call = ?", (call,)) for t in ("inputs", "results"))
+            return sum(int(count.fetchone()[0]) for count in counts)
+
+        return await self.writer.ask(read)
+
+    async def describe(self, call: str) -> dict[str, Any] | None:
+        """What is known of a call, as a Reply to CallRequested has it; None where there is no such call."""
+
+        def read(tx: Transaction) -> dict[str, Any] | None:
+            query = "SELECT function, method, parent, total FROM calls WHERE call = ?"
+            found = tx.execute(query, (call,)).fetchone()
+            if found is None:
+                return None
+            function, method, parent, total = found
+            query = "SELECT position, status FROM results WHERE call = ?1 UNION ALL " + (
+                "SELECT position, 'queued' FROM inputs WHERE call = ?1 ORDER BY 1"
+            )
+            status = [[position, text] for position, text in tx.execute(query, (call,))]
+            return {
+                "inputs": total if total >= 0 else len(status),
+                "done": sum(text != "queued" for _, text in status),
+                "function": function,
+                "method": method,
+                "parent": parent,
+                "status": status,
+            }
+
+        return await self.writer.ask(read)
 
     # ------------------------------------------------------------ apps and imports
 
-    def save_app(self, spec: AppSpec) -> None:
-        self._put(lambda db: db.execute("INSERT OR REPLACE INTO apps VALUES (?, ?)", (spec.app, _encode(spec))))
+    def save_app(self, spec: AppSpec, then: Callable[[Any, str], None] | None = None) -> None:
+        row = spec.app, _encode(spec)
+        self.writer.put(lambda tx: tx.execute("INSERT OR IGNORE INTO apps VALUES (?, ?)", row).rowcount, then)
+
+    def save_variant(self, pool: str, app: str, variant: Variant) -> None:
+        row = pool, app, _encode(variant)
+        self.writer.put(lambda tx: tx.execute("INSERT OR IGNORE INTO variants VALUES (?, ?, ?)", row))
 
     def forget_app(self, app: str) -> None:
-        self._put(lambda db: db.execute("DELETE FROM apps WHERE app = ?", (app,)))
+        def forget(tx: Transaction) -> None:
+            for table in ("apps", "variants"):
+                tx.execute(f"DELETE FROM {table} WHERE app = ?", (app,))
+
+        self.writer.put(forget, keep=True)
 
     def imports(self, key: str) -> list[str]:
         return self._imports.get(key, [])
 
-    def learn_imports(self, key: str, modules: list[str]) -> None:
+    def learn_imports(self, key: str, modules: list[str], limit: int) -> None:
+        """Adds modules to what is known under `key`, up to `limit` of them."""
         known = self._imports.get(key, [])
-        merged = list(dict.fromkeys([*known, *modules]))
+        merged = list(dict.fromkeys([*known, *modules]))[:limit]
         if merged != known:
             self._imports[key] = merged
-            self._put(lambda db: db.execute("INSERT OR REPLACE INTO imports VALUES (?, ?)", (key, "\n".join(merged))))
+            row = key, "\n".join(merged)
+            self.writer.put(lambda tx: tx.execute("INSERT OR REPLACE INTO imports VALUES (?, ?)", row))
 
-    def load(self) -> tuple[list[AppSpec], list[tuple[CallRestored, list[InputsSubmitted]]]]:
-        """Everything that survived: apps, then calls with the inputs that are still open. Read once, at the start."""
-        database = _connect(self._path)
-        apps = [msgspec.msgpack.decode(row[0], type=AppSpec) for row in database.execute("SELECT spec FROM apps")]
-        calls = []
-        for call, pool, method, parent, total in database.execute("SELECT * FROM calls").fetchall():
-            query = "SELECT position, status FROM results WHERE call = ? ORDER BY position"
-            done = list(database.execute(query, (call,)))
-            submissions = []
-            query = "SELECT position, payload FROM inputs WHERE call = ? ORDER BY position"
-            for position, blob in database.execute(query, (call,)):
-                payload = msgspec.msgpack.decode(blob, type=Payload)
-                submissions.append(
-                    InputsSubmitted(call, pool, position, [payload], method=method, durable=True, parent=parent)
-                )
-            calls.append((CallRestored(call, pool, method, total, done), submissions))
-        database.close()
-        return apps, calls
+    # ------------------------------------------------------------ restart, and the end of things
 
-    # ------------------------------------------------------------ the writer
+    async def load(self) -> Survivors:
+        """Everything that survived: calls that are over are not among it, the store answers for them."""
 
-    def _put(self, write: Write) -> None:
-        self._queue.put((write, None))
+        def read(tx: Transaction) -> Survivors:
+            apps = [msgspec.msgpack.decode(row[0], type=AppSpec) for row in tx.execute("SELECT spec FROM apps")]
+            variants = [msgspec.msgpack.decode(r[0], type=Variant) for r in tx.execute("SELECT variant FROM variants")]
+            calls = [(restored, list(_open_inputs(tx, restored))) for restored in _restored(tx)]
+            return Survivors(apps, variants, calls)
 
-    def _unlink(self, name: str) -> None:
-        if name.isalnum():
-            (self._blobs / name).unlink(missing_ok=True)
+        return await self.writer.ask(read)
 
-    def _write_forever(self) -> None:
-        database = _connect(self._path)
-        while True:
-            batch = [self._queue.get()]
-            while not self._queue.empty():
-                batch.append(self._queue.get())
-            told: list[tuple[Callable[[Any, str], None], Any, str]] = []
-            self._write(database, [item for item in batch if item is not None], told)
-            if told and self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(_tell, told)
-            if None in batch:
-                database.close()
-                return
+    def sweep(self) -> None:
+        """Removes calls that are over for seven days, and payload files that nobody refers to after as long."""
+        before = self._clock() - LIFETIME_S
 
-    def _write(
-        self,
-        database: sqlite3.Connection,
-        items: list[tuple[Write, Callable[[Any, str], None] | None]],
-        told: list[tuple[Callable[[Any, str], None], Any, str]],
-    ) -> None:
-        """One transaction for all; where it fails, one for each, so that a bad item does not take the others along."""
-        try:
-            with database:
-                database.execute("BEGIN")
-                answers = [write(database) for write, _ in items]
-        except (sqlite3.Error, OSError, msgspec.MsgspecError) as error:
-            if len(items) > 1:
-                for item in items:
-                    self._write(database, [item], told)
-                return
-            log.error("%s: %s", self._path, error)
-            told += [(then, None, f"the server cannot write {self._path}: {error}") for _, then in items if then]
-            return
-        told += [(then, answer, "") for (_, then), answer in zip(items, answers, strict=True) if then]
+        def sweep(tx: Transaction) -> None:
+            query = (
+                "SELECT call FROM calls c WHERE changed < ? AND NOT EXISTS (SELECT 1 FROM inputs WHERE call = c.call)"
+            )
+            expired = tx.execute(query, (before,)).fetchall()
+            names = []
+            for row in expired:
+                names += [name for (name,) in tx.execute("SELECT name FROM blobs WHERE call = ?", row)]
+                for table in ("results", "blobs", "calls"):
+                    tx.execute(f"DELETE FROM {table} WHERE call = ?", row)
+            for name in self._old_files(before):
+                if not tx.execute("SELECT 1 FROM blobs WHERE name = ?", (name,)).fetchone():
+                    names.append(name)
+            tx.committed.append(lambda: self._unlink(names))
+
+        self.writer.put(sweep)
+
+    def _sweep_hourly(self) -> None:
+        self.sweep()
+        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep_hourly)
+
+    def _old_files(self, before: float) -> list[str]:
+        old = []
+        if self._blobs.is_dir():
+            for path in self._blobs.iterdir():
+                try:
+                    if path.stat().st_mtime < before:
+                        old.append(path.name)
+                except FileNotFoundError:
+                    pass  # its reader has removed it meanwhile
+        return old
+
+    def _unlink(self, names: list[str]) -> None:
+        for name in names:
+            if name.isalnum():
+                try:
+                    (self._blobs / name).unlink(missing_ok=True)
+                except OSError as error:
+                    log.warning("the payload file %s stays: %s", name, error)
 
 
-def _tell(told: list[tuple[Callable[[Any, str], None], Any, str]]) -> None:
-    for then, answer, error in told:
-        then(answer, error)
+def _restored(tx: Transaction, call: str | None = None) -> Iterator[CallRestored]:
+    """One call, or all that are not over."""
+    query = "SELECT call, pool, method, total FROM calls c WHERE "
+    if call is not None:
+        rows = tx.execute(query + "call = ?", (call,))
+    else:
+        rows = tx.execute(
+            query + "EXISTS (SELECT 1 FROM inputs WHERE call = c.call) "
+            "OR total < 0 OR (SELECT count(*) FROM results WHERE call = c.call) < total"
+        )
+    for id, pool, method, total in rows.fetchall():
+        done = list(tx.execute("SELECT position, status FROM results WHERE call = ?", (id,)))
+        yield CallRestored(id, pool, method, total, done)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = FULL")
-    database.execute("PRAGMA busy_timeout = 5000")
-    return database
+def _open_inputs(tx: Transaction, call: CallRestored) -> Iterator[InputsSubmitted]:
+    """The inputs of a call that have no result, consecutive ones together."""
+    parent = tx.execute("SELECT parent FROM calls WHERE call = ?", (call.call,)).fetchone()[0]
+    first, run = 0, list[Payload]()
+
+    def submission() -> InputsSubmitted:
+        return InputsSubmitted(call.call, call.pool, first, run, call.method, durable=True, parent=parent)
+
+    query = "SELECT position, payload FROM inputs WHERE call = ? ORDER BY position"
+    for position, blob in tx.execute(query, (call.call,)).fetchall():
+        if run and position != first + len(run):
+            yield submission()
+            run = []
+        if not run:
+            first = position
+        run.append(msgspec.msgpack.decode(blob, type=Payload))
+    if run:
+        yield submission()

@@ -1,1 +1,1 @@
-"""The same core under virtual time."""
+"""The same plane and the same container sessions under virtual time: seeds, faults, checks, named stories."""

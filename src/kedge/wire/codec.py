@@ -1,7 +1,12 @@
-"""Frames: `b"kdg"`, a version byte, a u32 length, then a msgpack list of messages. Pure: bytes in, messages out."""
+"""Frames: `b"kdg"`, a version byte, a u32 length, then a msgpack list of messages. Pure: bytes in, messages out.
+
+What a connection carries does not depend on how its bytes are cut into pieces: the messages of every whole frame come
+out in order, and the first frame that is none ends the connection with a FrameError that says why.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -17,11 +22,12 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class FrameError(Exception):
-    """The peer sent what is no frame of this protocol. The connection cannot be used any more."""
+    """The peer sent what is no frame of this protocol, or would be sent one. The connection cannot be used any
+    more."""
 
 
 def encode(messages: list[Any]) -> bytes:
-    """One frame that carries `messages`."""
+    """One frame that carries `messages`; FrameError where they are too much for one."""
     buffer = bytearray(HEADER_SIZE)
     _encoder.encode_into(messages, buffer, HEADER_SIZE)
     size = len(buffer) - HEADER_SIZE
@@ -32,36 +38,70 @@ def encode(messages: list[Any]) -> bytes:
     return bytes(buffer)
 
 
+def encode_all(messages: list[Any]) -> Iterator[bytes]:
+    """As few frames as carry `messages`: one, unless together they are too much. FrameError where one alone is."""
+    try:
+        frame = encode(messages)
+    except FrameError:
+        if len(messages) < 2:
+            raise
+    else:
+        yield frame
+        return
+    half = len(messages) // 2
+    yield from encode_all(messages[:half])
+    yield from encode_all(messages[half:])
+
+
 class FrameDecoder:
     """Collects bytes of one connection and gives the messages of every whole frame.
 
-    `union` is what this side accepts, for example `protocol.FromClient`. A frame that fails to decode raises FrameError
-    naming the reason; nothing after it is read.
+    Args:
+        union: What this side accepts, for example `protocol.FromClient`.
+        limit: Bytes that one frame may have. May be changed between frames: a stranger is given less.
     """
 
     def __init__(self, union: Any, limit: int = MAX_FRAME) -> None:
+        self.limit = limit
+        self.failure: FrameError | None = None
+        """Why nothing more can be read, where good frames came before the bad one in the same bytes."""
         self._decoder = msgspec.msgpack.Decoder(list[union])
         self._buffer = bytearray()
-        self._limit = limit
 
-    def feed(self, data: bytes | memoryview) -> list[Any]:
-        """The messages completed by `data`, in order; an empty list where a frame is still incomplete."""
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Any]:
+        """The messages completed by `data`, in order; an empty list where a frame is still incomplete.
+
+        FrameError where the next frame is none. Messages in front of it are given first: then it is kept as `failure`,
+        and raised from the next call on.
+        """
+        if self.failure is not None:
+            raise self.failure
+        messages: list[Any] = []
+        try:
+            self._feed(data, messages)
+        except FrameError as error:
+            self.failure = error.with_traceback(None)
+            self._buffer = bytearray()
+            if not messages:
+                raise
+        return messages
+
+    def _feed(self, data: bytes | bytearray | memoryview, messages: list[Any]) -> None:
         buffer = self._buffer
         if not buffer and len(data) >= HEADER_SIZE and len(data) == HEADER_SIZE + self._size(data):
-            return self._decode(memoryview(data)[HEADER_SIZE:])
+            messages += self._decode(memoryview(data)[HEADER_SIZE:])
+            return
         buffer += data
-        messages: list[Any] = []
         start = 0
-        while len(buffer) - start >= HEADER_SIZE:
-            with memoryview(buffer) as view:
-                end = start + HEADER_SIZE + self._size(view[start : start + HEADER_SIZE])
-                if len(buffer) < end:
-                    break
-                messages += self._decode(view[start + HEADER_SIZE : end])
+        while len(buffer) > start:
+            end = start + HEADER_SIZE + self._size(bytes(buffer[start : start + HEADER_SIZE]))
+            if len(buffer) < max(end, start + HEADER_SIZE):
+                break
+            with memoryview(buffer) as view, view[start + HEADER_SIZE : end] as body:
+                messages += self._decode(body)
             start = end
         if start:
             del buffer[:start]
-        return messages
 
     @property
     def pending(self) -> int:
@@ -69,17 +109,26 @@ class FrameDecoder:
         return len(self._buffer)
 
     def _size(self, header: bytes | bytearray | memoryview) -> int:
-        if bytes(header[:3]) != MAGIC[:3]:
-            raise FrameError(f"not a kedge frame: it starts with {bytes(header[:4])!r}, expected {MAGIC!r}")
-        if header[3] != MAGIC[3]:
+        """Bytes of the body that a header announces; it may be incomplete, and is checked as far as it goes."""
+        start = bytes(header[: len(MAGIC)])
+        if start[:3] != MAGIC[: len(start[:3])]:
+            raise FrameError(f"not a kedge frame: it starts with {start!r}, expected {MAGIC!r}")
+        if len(start) > 3 and start[3] != MAGIC[3]:
             raise FrameError(f"protocol version {header[3]}, expected {MAGIC[3]}: use the same kedge on both sides")
         size = int.from_bytes(header[4:HEADER_SIZE], "little")
-        if size > self._limit:
-            raise FrameError(f"a frame of {size} bytes, the limit is {self._limit}")
-        return size
+        if size > self.limit:
+            raise FrameError(f"a frame of {size} bytes, the limit is {self.limit}")
+        return size if len(header) >= HEADER_SIZE else 0
 
     def _decode(self, body: memoryview) -> list[Any]:
         try:
-            return self._decoder.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise FrameError(f"undecodable frame of {len(body)} bytes: {error}") from None
+            messages: list[Any] = self._decoder.decode(body)
+        except Exception as error:
+            # Besides its own errors msgspec lets some of Python's through: bad text, deep nesting, unhashable keys.
+            text = str(error)[:MAX_REASON] or type(error).__name__
+            raise FrameError(f"undecodable frame of {len(body)} bytes: {text}") from None
+        return messages
+
+
+MAX_REASON = 300
+"""Characters of a decoder's complaint that are passed on: it may quote what the peer has sent."""

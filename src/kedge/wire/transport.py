@@ -1,5 +1,10 @@
 """Connections that carry messages: blocking ones for clients, containers and supervisors, asyncio ones for the
-server."""
+server.
+
+Nobody stops reading because a peer does not: two sides that send before they read would wait for each other for ever.
+Instead an asyncio connection ends once more than `max_unread` bytes wait for its peer, and `writable` lets a sender
+that has much to say go at the peer's pace.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,19 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from kedge.wire.codec import FrameDecoder, FrameError, encode
+from kedge.wire.codec import FrameDecoder, FrameError, encode, encode_all
 
-READ_SIZE = 256 * 1024
+READ_SIZE = 64 * 1024
+"""Bytes. `recv` allocates as much each time; above 128 KiB that would be a system call of its own."""
+MAX_UNREAD = 512 * 1024 * 1024
+"""Bytes that may wait for a peer which does not read. An honest one may owe a whole window of large values (1,000 of
+256 KiB) while its program thinks; what owes twice as much is taken for dead."""
+CLOSE_PATIENCE_S = 5.0
+"""Seconds that a peer has to read the last words of a connection that is being closed."""
 
 
 class ConnectionLost(Exception):
@@ -34,9 +46,8 @@ class BlockingConnection:
     @classmethod
     def connect(cls, address: str, union: Any, timeout: float = 10.0) -> BlockingConnection:
         """Connects to `/path/to/socket` or `tcp://host:port`. OSError where nobody listens."""
-        host, port = split_tcp(address)
-        if port:
-            sock = socket.create_connection((host, port), timeout)
+        if is_tcp(address):
+            sock = socket.create_connection(split_tcp(address), timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         else:
             sock = socket.socket(socket.AF_UNIX)
@@ -52,29 +63,33 @@ class BlockingConnection:
         return self._socket.fileno()
 
     def send(self, messages: list[Any]) -> None:
-        """Sends one frame; ConnectionLost where the peer is gone."""
-        frame = encode(messages)
+        """Sends one frame, or several where it would be too large; ConnectionLost where the peer is gone.
+
+        FrameError where a single message is too large; the connection goes on then, and nothing of it was sent.
+        """
+        frames = list(encode_all(messages))
         try:
             with self._send_lock:
-                self._socket.sendall(frame)
+                for frame in frames:
+                    self._socket.sendall(frame)
         except OSError as error:
             raise ConnectionLost(str(error)) from None
 
     def receive(self, timeout: float | None = None) -> list[Any]:
         """The next messages; an empty list after `timeout` seconds. ConnectionLost at the end of the stream."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            if timeout is not None and not self._poll.poll(timeout * 1000):
-                return []
+            if deadline is not None:
+                left = max(0.0, deadline - time.monotonic())
+                if self._decoder.failure is None and not self._poll.poll(left * 1000):
+                    return []
             try:
-                data = self._socket.recv(READ_SIZE)
-            except OSError as error:
+                data = b"" if self._decoder.failure is not None else self._socket.recv(READ_SIZE)
+                messages = self._decoder.feed(data)
+            except (OSError, FrameError) as error:
                 raise ConnectionLost(str(error)) from None
             if not data:
-                raise ConnectionLost("the peer closed the connection")
-            try:
-                messages = self._decoder.feed(data)
-            except FrameError as error:
-                raise ConnectionLost(str(error)) from None
+                raise ConnectionLost(self._last_words())
             if messages:
                 return messages
 
@@ -85,6 +100,10 @@ class BlockingConnection:
         except OSError:
             pass
         self._socket.close()
+
+    def _last_words(self) -> str:
+        cut = self._decoder.pending
+        return "the peer closed the connection" + (f" after {cut} bytes of an unfinished frame" if cut else "")
 
 
 class AsyncConnection(asyncio.Protocol):
@@ -99,21 +118,28 @@ class AsyncConnection(asyncio.Protocol):
         union: Any,
         on_messages: Callable[[AsyncConnection, list[Any]], None],
         on_closed: Callable[[AsyncConnection, str], None],
+        max_unread: int = MAX_UNREAD,
     ) -> None:
-        self._decoder = FrameDecoder(union)
+        self.decoder = FrameDecoder(union)
         self.on_messages = on_messages
         """May be replaced: the owner's next state."""
+        self.on_garbage: Callable[[AsyncConnection, str], None] = AsyncConnection.close
+        """The peer sent what is no frame: whatever happens here, the connection must be closed in the end."""
         self._on_closed = on_closed
+        self._max_unread = max_unread
         self._transport: asyncio.Transport | None = None
         self._outgoing: list[Any] = []
         self._flush_planned = False
+        self._lost = False
+        self._paused = False
         self._reason = ""
         self.writable = asyncio.Event()
+        """Cleared while the peer has not read what was sent before; set when there is no peer any more."""
         self.context: Any = None
         """Whatever the owner ties to this connection, such as the session it belongs to."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is one by behaviour, not by class
         self._transport = transport
         self.writable.set()
         sock = transport.get_extra_info("socket")
@@ -122,21 +148,23 @@ class AsyncConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            messages = self._decoder.feed(data)
+            messages = self.decoder.feed(data)
         except FrameError as error:
-            self.close(str(error))
+            self.on_garbage(self, str(error))
             return
         if messages:
             self.on_messages(self, messages)
             self.flush()
+        if self.decoder.failure is not None and not self.closed:
+            self.on_garbage(self, str(self.decoder.failure))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._transport = None
+        self._lost = True
         self._outgoing.clear()
         self.writable.set()
-        truncated = (
-            f"{self._decoder.pending} bytes of an unfinished frame were dropped" if self._decoder.pending else ""
-        )
+        cut = self.decoder.pending
+        truncated = f"{cut} bytes of an unfinished frame were dropped" if cut else ""
         self._on_closed(self, self._reason or truncated or (str(exc) if exc else "closed by the peer"))
 
     def pause_writing(self) -> None:
@@ -149,8 +177,15 @@ class AsyncConnection(asyncio.Protocol):
     def closed(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
+    @property
+    def unread(self) -> int:
+        """Bytes that wait for the peer to read."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
     def send(self, message: Any) -> None:
         """Queues one message for the next frame. Dropped where the peer is gone: its end has been or will be told."""
+        if self._lost:
+            return
         self._outgoing.append(message)
         if not self._flush_planned:
             self._flush_planned = True
@@ -158,36 +193,77 @@ class AsyncConnection(asyncio.Protocol):
 
     def flush(self) -> None:
         self._flush_planned = False
-        if self._outgoing and self._transport is not None:
-            frame = encode(self._outgoing)
-            self._outgoing.clear()
-            self._transport.write(frame)
+        transport = self._transport
+        if not self._outgoing or transport is None:
+            return
+        messages, self._outgoing = self._outgoing, []
+        if transport.is_closing():
+            return
+        try:
+            transport.write(encode(messages))
+        except FrameError:
+            self._write_pieces(transport, messages)
+        if not self.writable.is_set() and self.unread > self._max_unread:
+            self.abort(f"the peer does not read: {self.unread} bytes wait for it")
 
     def close(self, reason: str = "") -> None:
-        """Sends what is queued, then closes; `reason` reaches `on_closed`."""
-        if self._transport is not None:
+        """Sends what is queued, then closes; `reason` reaches `on_closed`. A peer that does not read is cut off."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
             self._reason = self._reason or reason
             self.flush()
-            self._transport.close()
+            transport.close()
+            if transport.get_write_buffer_size():
+                asyncio.get_running_loop().call_later(CLOSE_PATIENCE_S, transport.abort)
+
+    def abort(self, reason: str) -> None:
+        """Closes at once, without what is queued."""
+        if self._transport is not None:
+            self._reason = self._reason or reason
+            self._outgoing.clear()
+            self._transport.abort()
+
+    def pause_reading(self, paused: bool) -> None:
+        """Leaves what the peer says in the kernel: for who is busy with what it said before."""
+        if paused == self._paused or self._transport is None or self._transport.is_closing():
+            return
+        self._paused = paused
+        if paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _write_pieces(self, transport: asyncio.Transport, messages: list[Any]) -> None:
+        try:
+            for frame in encode_all(messages):
+                transport.write(frame)
+        except FrameError as error:
+            self.abort(str(error))
+
+
+def is_tcp(address: str) -> bool:
+    return address.startswith("tcp://")
 
 
 def split_tcp(address: str) -> tuple[str, int]:
-    """Host and port of `tcp://host:port`; ("", 0) for the path of a Unix socket.
+    """Host and port of `tcp://host:port`; ("", 0) for the path of a Unix socket. ValueError where it is neither.
 
-    >>> split_tcp("tcp://127.0.0.1:9000")
-    ('127.0.0.1', 9000)
+    >>> split_tcp("tcp://127.0.0.1:9000"), split_tcp("tcp://[::1]:80"), split_tcp("/run/plane.sock")
+    (('127.0.0.1', 9000), ('::1', 80), ('', 0))
     """
-    if not address.startswith("tcp://"):
+    if not is_tcp(address):
         return "", 0
     host, _, port = address[len("tcp://") :].rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{address!r} is no address to listen or connect to; write tcp://HOST:PORT")
     return host.strip("[]"), int(port)
 
 
 async def listen(address: str, make: Callable[[], AsyncConnection]) -> asyncio.Server:
     """Listens on a path (mode 0600, replacing a dead socket) or on `tcp://host:port`."""
     loop = asyncio.get_running_loop()
-    host, port = split_tcp(address)
-    if address.startswith("tcp://"):
+    if is_tcp(address):
+        host, port = split_tcp(address)
         return await loop.create_server(make, host, port, reuse_address=True)
     try:
         os.unlink(address)

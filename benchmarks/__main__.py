@@ -1,0 +1,30 @@
+"""Runs every measurement, or those that are named, and writes RESULTS.md when all have run."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import calls, core, memory
+from benchmarks.report import RESULTS, Report, machine
+
+ALL = {"core": core.run, "memory": memory.run, "calls": calls.run}
+
+
+def main(names: list[str]) -> int:
+    unknown = [name for name in names if name not in ALL]
+    if unknown:
+        print(f"unknown measurement {unknown[0]!r}: there are {', '.join(ALL)}")
+        return 2
+    report = Report()
+    for name in names or ALL:
+        print(f"{name}:", flush=True)
+        ALL[name](report)
+    text = f"# Results\n\nRepeat with `make bench`. {machine()}.\n\n{report.table()}\n"
+    if not names:
+        RESULTS.write_text(text)
+    print(f"\n{text}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,51 @@
+"""How failures of the user's code are shown: the frames of their own files, where remote ones are marked as such.
+
+`KEDGE_TRACEBACK=1` shows every frame.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+
+from rich.text import Text
+
+from kedge.exception import Error
+from kedge.sdk.tracebacks import REMOTE, describe
+
+VARIABLE = "KEDGE_TRACEBACK"
+_FRAME = re.compile(r'^(?P<indent>[ |]*)File "(?P<file>.*)", line (?P<line>\d+)(?P<rest>.*)$')
+_CAUSE = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Warning|Interrupt|Exit|Group|Timeout|Cancellation|Failure)?\b")
+
+
+def traceback_text(error: BaseException) -> str:
+    """The traceback as plain text. Where no code of the user was running: what kedge has to say, or the last line."""
+    if os.environ.get(VARIABLE, "") not in ("", "0"):
+        return "".join(traceback.format_exception(error))
+    text, frames = describe(error)
+    if not frames and isinstance(error, Error):
+        return f"Error: {error}\n"
+    if not frames and error.__cause__ is None and not isinstance(error, BaseExceptionGroup):
+        return "".join(traceback.format_exception_only(error))
+    return text
+
+
+def styled(text: str) -> Text:
+    """The same for a terminal: files muted, those of containers marked, the exception itself stressed."""
+    result = Text()
+    for line in text.splitlines(keepends=True):
+        frame = _FRAME.match(line.rstrip("\n"))
+        if frame is not None:
+            remote = frame["file"].startswith(REMOTE)
+            result.append(frame["indent"] + 'File "')
+            result.append(frame["file"], "magenta" if remote else "cyan")
+            result.append(f'", line {frame["line"]}{frame["rest"]}\n', "dim")
+        elif line.startswith("Traceback ("):
+            result.append(line, "dim")
+        elif line[:1].strip() and _CAUSE.match(line):
+            name, colon, message = line.partition(":")
+            result.append(name, "bold red").append(colon + message)
+        else:
+            result.append(line)
+    return result

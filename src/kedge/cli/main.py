@@ -1,0 +1,127 @@
+"""The command `kedge`. Commands import what they need when they run, so that help and mistakes are answered at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from kedge._version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="kedge", message="%(prog)s %(version)s")
+def main() -> None:
+    """Serverless Python without a cloud: functions in containers that take many inputs at once."""
+
+
+@main.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-m", "is_module", is_flag=True, help="REF is a module (package.module), not a file.")
+@click.option("-q", "--quiet", is_flag=True, help="Show neither progress nor what containers print.")
+@click.option("-d", "--detach", is_flag=True, help="Leave the app running on this machine's server.")
+@click.option("-n", "--name", metavar="NAME", help="Name of the app for this run.")
+@click.option(
+    "-w",
+    "--write-result",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the returned str or bytes to a file.",
+)
+@click.option("--timestamps", is_flag=True, help="Begin each line of a container with its time.")
+@click.option("--no-alias", is_flag=True, help="Let `import modal` mean the package of that name, not kedge.")
+@click.argument("ref", metavar="REF")
+@click.argument("arguments", metavar="[ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED)
+def run_command(
+    is_module: bool,
+    quiet: bool,
+    detach: bool,
+    name: str | None,
+    write_result: Path | None,
+    timestamps: bool,
+    no_alias: bool,
+    ref: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run a local entrypoint, a function or a method.
+
+    REF is file.py, or file.py::NAME where the file has several things to run; a method is file.py::Class.method.
+    Options of this command stand before REF. What follows it goes to the program: its options come from the signature,
+    and `kedge run file.py --help` shows them.
+
+    \b
+        kedge run examples/quickstart.py
+        kedge run script.py::square --x 12
+        kedge run -m package.module::main --no-cache
+    """
+    from kedge.cli import run
+
+    settings = run.Settings(
+        is_module=is_module,
+        quiet=quiet,
+        detach=detach,
+        name=name,
+        write_result=write_result,
+        timestamps=timestamps,
+        alias_modal=not no_alias,
+    )
+    sys.exit(run.run(ref, arguments, settings))
+
+
+@main.group("server")
+def server_group() -> None:
+    """The machine's server, which outlives the programs that use it."""
+
+
+@server_group.command("start")
+def server_start() -> None:
+    """Start it, unless it runs."""
+    from kedge.cli import server
+
+    sys.exit(_clean(server.start))
+
+
+@server_group.command("status")
+def server_status() -> None:
+    """Say what runs on it."""
+    from kedge.cli import server
+
+    sys.exit(_clean(server.status))
+
+
+@server_group.command("stop")
+def server_stop() -> None:
+    """End it, and everything that runs on it."""
+    from kedge.cli import server
+
+    sys.exit(_clean(server.stop))
+
+
+@main.group("app")
+def app_group() -> None:
+    """Apps that were left running by `kedge run --detach`."""
+
+
+@app_group.command("stop")
+@click.argument("app")
+def app_stop(app: str) -> None:
+    """End an app by its id: what waits or runs is cancelled."""
+    from kedge.cli import server
+
+    sys.exit(_clean(lambda: server.stop_app(app)))
+
+
+def _clean(command: Callable[[], int]) -> int:
+    """The exit code of a command; an error of kedge is one line, not a traceback."""
+    from kedge.exception import Error
+
+    try:
+        return command()
+    except Error as error:
+        click.echo(f"Error: {error}", err=True)
+        return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The I/O thread: keeps the container in touch with the plane whatever user code does.
+
+It must cost nothing per input and nothing at rest. So nobody hands it work; it looks:
+
+* While inputs come and go it looks every 2 ms, which needs no wake-up from the busy side. If nothing moved since the
+  last look and the main thread is in user code, that input is a long one: from now on this thread reads the socket,
+  until somebody nudges it.
+* It sends what was left behind by code that ended just before a long input began.
+* While tasks are awaited it looks four times a second and pings the loop. An unanswered ping is a blocked loop, for
+  which it reads; how long the loop took is reported with the heartbeat.
+* With slot threads it is the reader all the time. With nothing running it sleeps until it is nudged.
+* Every 5 s with something running it sends a heartbeat.
+
+It also ends the process when the plane is gone, after a moment in which cancelled code may clean up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+
+from kedge.container.executor import CRASHED, IO, Executor
+from kedge.container.wake import Wake
+from kedge.model.protocol import ContainerDrained, Heartbeat
+
+clock = time.perf_counter
+
+TICK_S = 0.002
+"""How long a result may wait behind a long input, and how long a long input goes unread."""
+QUIET_TICKS = 20
+"""Looks without a change before it sleeps: waking up costs the next input more than a few looks."""
+PING_S = 0.25
+HEARTBEAT_S = 5.0
+ORPHAN_GRACE_S = 0.2
+"""For `finally` blocks of code whose plane is gone."""
+
+
+class IoThread(threading.Thread):
+    def __init__(self, executor: Executor) -> None:
+        super().__init__(name="kedge io", daemon=True)
+        self._executor = executor
+        self._wake = Wake()
+        self._looking = False
+        """It looks again within TICK_S by itself."""
+        self._seen = -1
+        self._quiet = 0
+        self._due: float | None = None
+        """When the next heartbeat goes; None while nothing runs."""
+        self._pinged: float | None = None
+        self._lag = 0.0
+
+    def nudge(self) -> None:
+        """Something happened: look again soon. Nearly free where it is looking anyway."""
+        if not self._looking:
+            self._wake.set()
+
+    def run(self) -> None:
+        self._executor.outbox.nudge = self.nudge
+        try:
+            while not self._executor.lost:
+                self._look()
+            self._end_orphan()
+        except BaseException:
+            traceback.print_exc()
+            self._executor.die(CRASHED)
+
+    def _look(self) -> None:
+        executor, now = self._executor, clock()
+        moved = executor.activity != self._seen
+        self._seen = executor.activity
+        if executor.interrupted:
+            executor.interrupted = False
+            executor.receive([ContainerDrained("stopped by a signal", cancel=True)])
+        if executor.outbox.dirty and executor.outbox.due:
+            executor.outbox.flush()
+        running = executor.at_work > 0
+        self._beat(running, now)
+        stuck = executor.busy and not moved
+        blocked = running and not moved and executor.awaits and self._loop_is_blocked(now)
+        self._quiet = 0 if moved else self._quiet + 1
+        reads = executor.reader == IO or stuck or blocked
+        if executor.outbox.dirty or not (reads or self._quiet > QUIET_TICKS):
+            timeout: float | None = TICK_S
+        elif running and executor.awaits and not blocked:
+            timeout = PING_S
+        else:
+            timeout = None
+        self._rest(timeout, reads)
+
+    def _rest(self, timeout: float | None, reads: bool) -> None:
+        executor = self._executor
+        self._looking = timeout == TICK_S
+        if self._due is not None:
+            left = max(self._due - clock(), 0.0)
+            timeout = left if timeout is None else min(timeout, left)
+        # Whoever changes something does so first and then looks at _looking; here it is the other way round.
+        if not self._looking and (executor.activity != self._seen or executor.interrupted or executor.lost):
+            return
+        if not reads:
+            self._wake.wait(timeout)
+        elif self._wake.wait_with(executor.connection.fileno(), timeout):
+            executor.read()
+
+    def _beat(self, running: bool, now: float) -> None:
+        if not running:
+            self._due = None
+        elif self._due is None:
+            self._due = now + HEARTBEAT_S
+        elif now >= self._due:
+            self._due = now + HEARTBEAT_S
+            self._executor.outbox.send([Heartbeat(self._executor.at_work, self._lag)])
+            self._lag = 0.0
+
+    def _loop_is_blocked(self, now: float) -> bool:
+        """Pings the loop where the last ping came back; whether the last one is still on its way."""
+        loop = self._executor.loop
+        assert loop is not None
+        if self._pinged is not None:
+            self._lag = max(self._lag, now - self._pinged)
+            return True
+        self._pinged = now
+        loop.call_soon_threadsafe(self._pong)
+        return False
+
+    def _pong(self) -> None:
+        if self._pinged is not None:
+            self._lag = max(self._lag, clock() - self._pinged)
+        self._pinged = None
+        self.nudge()
+
+    def _end_orphan(self) -> None:
+        deadline = clock() + ORPHAN_GRACE_S
+        while self._executor.at_work and clock() < deadline:
+            time.sleep(0.005)
+        self._executor.die(1)

@@ -1,0 +1,142 @@
+"""From a Launch to a service that has entered: path and variables, the user's module, the instance, the hooks.
+
+* The snapshot answers first for its own module; everything else comes from the caller's `sys.path`, and kedge's runtime
+  from the end of it.
+* With `alias_modal`, `import modal` means kedge, also where modal is installed.
+* A main script is loaded as `__kedge_main__`; a serialized function or class needs no module at all.
+* Sync hooks run on the main thread, async ones on the user's loop, each when the one before it has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+import threading
+import traceback
+from types import ModuleType
+from typing import Any
+
+from kedge.container.imports import ImportCosts
+from kedge.container.snapshot import Snapshot, import_main
+from kedge.exception import InputCancellation
+from kedge.model.spec import Launch
+from kedge.sdk.blobs import BlobStore
+from kedge.sdk.serializer import MAIN, from_payload
+from kedge.sdk.service import Service, find_service, service_of
+
+
+class UserLoop:
+    """The one event loop of user code, on the main thread; made when first needed. uvloop's where it is installed."""
+
+    def __init__(self) -> None:
+        self._main = threading.get_ident()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def get(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            try:
+                import uvloop
+
+                self._loop = uvloop.new_event_loop()
+            except ImportError:
+                self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop
+
+    def finish(self, value: Any) -> Any:
+        """`value`, or what it gives when awaited: on the user's loop from the main thread, on a loop of its own from
+        others, where a plain function of theirs returned a coroutine."""
+        if not inspect.isawaitable(value):
+            return value
+        if threading.get_ident() != self._main:
+            return asyncio.run(_awaited(value))
+        loop = self.get()
+        task = loop.create_task(_awaited(value))
+        try:
+            return loop.run_until_complete(task)
+        except InputCancellation:
+            # It hit the loop, not the coroutine: let that clean up as well.
+            task.cancel()
+            loop.run_until_complete(asyncio.wait([task]))
+            raise
+
+
+def settle(launch: Launch) -> None:
+    """Path, variables and directory of the user. Harmless where the engine has done a part of it."""
+    environment, function = launch.environment, launch.function
+    known = set(environment.sys_path)
+    if known:
+        sys.path[:] = [*environment.sys_path, *(entry for entry in sys.path if entry not in known)]
+        importlib.invalidate_caches()
+    os.environ.update(environment.variables)
+    os.environ.update(function.env)
+    names = {"KEDGE_CONTAINER_ID": launch.container, "KEDGE_IS_REMOTE": "1"}
+    if environment.alias_modal:
+        names |= {"MODAL_TASK_ID": launch.container, "MODAL_IS_REMOTE": "1"}
+    if launch.devices:
+        names["CUDA_VISIBLE_DEVICES"] = ",".join(str(device) for device in launch.devices)
+    os.environ.update(names)
+    try:
+        os.chdir(environment.directory)
+    except OSError as error:
+        print(f"kedge: running in {os.getcwd()}: cannot enter {environment.directory}: {error}", file=sys.stderr)
+
+
+class Loaded:
+    """User code that is there: `enter` comes before inputs, `exit` after the last one."""
+
+    def __init__(self, launch: Launch, blobs: BlobStore, loop: UserLoop) -> None:
+        """Imports the user's code. Whatever that raises passes through."""
+        self._launch = launch
+        self._loop = loop
+        self._snapshot = Snapshot(launch.code) if launch.code.root else None
+        if self._snapshot is not None:
+            sys.meta_path.insert(0, self._snapshot)
+        if launch.environment.alias_modal:
+            from kedge.sdk import alias
+
+            alias.install()
+        with ImportCosts() as costs:
+            self.service = self._find(blobs)
+        self.imports = costs.heavy(launch.preload)
+
+    def enter(self) -> None:
+        """Makes the instance of a class and runs its enter hooks."""
+        self.service.create(self._launch.parameters)
+        for hook in self.service.enter_hooks:
+            self._loop.finish(hook())
+
+    def exit(self) -> None:
+        """Runs every exit hook; one that fails is printed and does not stop the others."""
+        for hook in self.service.exit_hooks:
+            try:
+                self._loop.finish(hook())
+            except BaseException:
+                traceback.print_exc()
+
+    def prepare(self, error: BaseException) -> None:
+        """Before an exception of user code is described."""
+        if self._snapshot is not None:
+            self._snapshot.prime_linecache()
+
+    def _find(self, blobs: BlobStore) -> Service:
+        spec = self._launch.function
+        if spec.serialized is not None:
+            return service_of(from_payload(spec.serialized, blobs, what=f"the function {spec.name}"), spec)
+        return find_service(self._import(spec.module), spec, self._launch.app_name)
+
+    def _import(self, name: str) -> ModuleType:
+        code = self._launch.code
+        if self._snapshot is not None and code.main and name in ("__main__", MAIN, code.module):
+            return import_main(self._snapshot)
+        if self._snapshot is not None and code.main:
+            # The function's module is imported by the script, perhaps for its side effects: as it is at the caller's.
+            import_main(self._snapshot)
+        return importlib.import_module(name)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value

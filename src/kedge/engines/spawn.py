@@ -1,0 +1,87 @@
+"""Making processes: what happens between fork and exec, and what every container is made of, forked or fresh.
+
+A container is the leader of its own session, so that its group can be killed whole; it dies with its parent; it adopts
+its orphaned descendants, so that whatever it started hangs below it until it ends, and below the supervisor after.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections.abc import Mapping, Sequence
+
+from kedge.engines import system
+
+LAUNCH_FD = 3
+"""Where a freshly started process finds what it was started with."""
+COULD_NOT_START = 127
+
+file_limit: tuple[int, int] | None = None
+"""Open files that a new process may have, where this one has raised its own bound."""
+
+_RESET = [signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT]
+_OOM_PREFERENCE = b"500"
+"""Of 1000: when memory runs out, a container goes before the server, the desktop and the shell."""
+
+
+def forget_signals() -> None:
+    """Handlers and mask as a new interpreter has them."""
+    signal.set_wakeup_fd(-1)
+    for number in _RESET:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def detach(parent: int, stdout: int, stderr: int) -> None:
+    """In the new process: its own session, its own output, bound to its parent."""
+    os.setsid()
+    system.die_with(parent)
+    system.adopt_orphans()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (stdout, 1), (stderr, 2)):
+        os.dup2(source, target)
+        if source > 2:
+            os.close(source)
+    try:
+        score = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(score, _OOM_PREFERENCE)
+        os.close(score)
+    except OSError:  # no such thing here, or a parent that is to be preferred already
+        pass
+
+
+def spawn(
+    arguments: Sequence[str], variables: Mapping[str, str], handed: int, stdio: tuple[int, int], *, container: bool
+) -> int:
+    """Starts a fresh interpreter with `handed` as descriptor 3 and the two given ones as its output.
+
+    OSError where no process can be made; an interpreter that cannot run shows as exit code 127, its reason on stderr.
+    """
+    parent = os.getpid()
+    process = os.fork()
+    if process:
+        return process
+    try:
+        if container:
+            detach(parent, *stdio)
+        else:
+            system.die_with(parent)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(stdio[0], 1)
+            os.dup2(stdio[1], 2)
+        forget_signals()
+        for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):  # ignored here is ignored after exec
+            signal.signal(number, signal.SIG_DFL)
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, file_limit)
+        if handed == LAUNCH_FD:
+            os.set_inheritable(handed, True)
+        else:
+            os.dup2(handed, LAUNCH_FD)
+        os.execve(arguments[0], list(arguments), dict(variables))
+    except BaseException as error:
+        os.write(2, f"kedge: cannot start {arguments[0]}: {error}\n".encode())
+    finally:
+        os._exit(COULD_NOT_START)

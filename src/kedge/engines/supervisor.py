@@ -1,0 +1,366 @@
+"""One small process per machine that holds every container of it: process, output pipes, kill timer.
+
+It stands outside the user's interpreters and outside the data path: no user code, no asyncio, no pickle, one thread.
+What it learns it reports; it decides nothing. It is the subreaper of all it started. Since containers adopt their own
+orphans, a process that suddenly has the supervisor as its parent belonged to a container that is gone, and is killed.
+
+Nothing outlives it: when the server's end of the socket closes (also by `kill -9` of the server), everything is killed
+and it leaves; when it is killed itself, the kernel kills fork servers and containers (system.die_with).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from kedge.engines import boot, spawn, system, threads
+from kedge.engines.lineage import Birth
+from kedge.engines.loop import Loop, Timer
+from kedge.engines.nursery import Nursery
+from kedge.engines.output import OutputPipes
+from kedge.engines.uplink import Uplink
+from kedge.model.protocol import (
+    ContainerLaunched,
+    ContainerLost,
+    ContainerStarted,
+    ForkServerWarmed,
+    KillContainer,
+    OutputCaptured,
+    SupervisorStopped,
+)
+from kedge.model.spec import Launch
+
+_LAST_LINES_S = 1.0
+"""How long a container that has ended may owe its exit status, or a stranger may hold its output open."""
+_BURIAL_S = 5.0
+"""How long the end of everything may take: only a process stuck in the kernel needs longer than milliseconds."""
+
+
+class Container:
+    """What the supervisor holds of one container."""
+
+    def __init__(self, launch: Launch, supervisor: Supervisor, loop: Loop) -> None:
+        self.name = launch.container
+        self.launch = launch
+        self.process = 0
+        self.pidfd: int | None = None
+        self.own_child = False
+        """Child of this process: started fresh, or left behind by its fork server."""
+        self.condemned: float | None = None
+        """To be killed as soon as it exists, with this grace."""
+        self.killed = False
+        self.gone = False
+        self.fate: tuple[int | None, int | None] | None = None
+        """(exit code, None) or (None, signal), once known."""
+        self.why = ""
+        """A reason that explains its end better than its fate does."""
+        self.deadline: Timer | None = None
+        self.output = OutputPipes(
+            loop,
+            lambda stream, data: supervisor.report(
+                OutputCaptured(self.name, stream, data, time.time(), launch.app, launch.pool)
+            ),
+            lambda: supervisor.settle(self),
+        )
+        self._supervisor = supervisor
+        self._handed: tuple[int, ...] = ()
+
+    def hand_over(self) -> tuple[int, int, int]:
+        """Descriptors for its process: what it is to be, its stdout, its stderr."""
+        stdout, stderr = self.output.attach()
+        self._handed = (stdout, stderr)
+        descriptor = _sealed(msgspec.msgpack.encode(self.launch))
+        self._handed = (descriptor, stdout, stderr)
+        return descriptor, stdout, stderr
+
+    def keep_own(self) -> None:
+        """Closes this side's copies of what was handed over."""
+        for descriptor in self._handed:
+            os.close(descriptor)
+        self._handed = ()
+
+    def fail(self, reason: str) -> None:
+        self.keep_own()
+        self._supervisor.stillborn(self.name, reason)
+
+    def close(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+        self.output.close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
+
+class Supervisor:
+    """Launches, watches and ends containers, as the server says."""
+
+    def __init__(self, sock: socket.socket, runtime: Sequence[str], runner: str) -> None:
+        self._loop = Loop()
+        self._uplink = Uplink(self._loop, sock, self._obey, self._loop.stop, self._congestion)
+        self._runtime = runtime
+        self._runner = runner
+        self._containers: dict[str, Container] = {}
+        self._nursery = Nursery(self._loop, self, runtime, runner)
+        self._memory_kills = system.MemoryKills()
+        self._alarm, self._bell = socket.socketpair()
+        for end in (self._alarm, self._bell):
+            end.setblocking(False)
+
+    def run(self) -> None:
+        """Serves until the server is gone or says so; then nothing of what it started is left."""
+        system.set_name("kedge-super")
+        system.adopt_orphans()
+        signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._loop.stop())
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        self._loop.watch(self._alarm.fileno(), self._children_changed)
+        try:
+            self._loop.run()
+        finally:
+            self._bury_all()
+            self._uplink.flush()
+
+    def report(self, message: Any) -> None:
+        self._uplink.send(message)
+
+    # ------------------------------------------------------------ what the server says
+
+    def _obey(self, message: Any) -> None:
+        match message:
+            case ContainerLaunched():
+                self._launch(message.launch)
+            case ForkServerWarmed():
+                self._nursery.warm(message.launch)
+            case KillContainer():
+                self._kill(message.container, message.grace_s)
+            case SupervisorStopped():
+                self._loop.stop()
+
+    def _launch(self, launch: Launch) -> None:
+        if launch.container in self._containers:
+            return  # said twice
+        container = self._containers[launch.container] = Container(launch, self, self._loop)
+        self._nursery.place(container)
+
+    def _kill(self, name: str, grace_s: float) -> None:
+        container = self._containers.get(name)
+        if container is None or container.gone:
+            return
+        if not container.process:
+            if self._nursery.withdraw(name):
+                self.stillborn(name, "killed before it had a process")
+            else:
+                container.condemned = grace_s
+            return
+        if container.deadline is not None:
+            container.deadline.cancel()
+        if grace_s > 0:
+            system.send_signal(signal.SIGTERM, container.process, container.pidfd)
+            container.deadline = self._loop.later(grace_s, lambda: self._kill_now(container))
+        else:
+            self._kill_now(container)
+
+    def _kill_now(self, container: Container) -> None:
+        container.killed = True
+        system.send_signal(signal.SIGKILL, container.process, container.pidfd)
+
+    def _congestion(self, congested: bool) -> None:
+        for container in self._containers.values():
+            if container.process and not container.gone:  # the last lines are few, and read without regard
+                (container.output.pause if congested else container.output.resume)()
+
+    # ------------------------------------------------------------ births
+
+    def spawn_fresh(self, birth: Birth) -> None:
+        """A container from a new interpreter, where a fork is not safe."""
+        launch = birth.launch
+        environment = launch.environment
+        arguments = boot.command(environment.python, boot.CONTAINER, spawn.LAUNCH_FD, self._runtime, self._runner)
+        variables = threads.sized(dict(environment.variables), launch.function.resources.cpu)
+        try:
+            descriptor, stdout, stderr = birth.hand_over()
+            process = spawn.spawn(arguments, variables, descriptor, (stdout, stderr), container=True)
+        except OSError as error:
+            birth.fail(f"cannot start a process: {error}")
+            return
+        birth.keep_own()
+        self._containers[birth.name].own_child = True
+        self.born(birth.name, process, "spawn")
+
+    def born(self, name: str, process: int, how: str = "fork") -> None:
+        container = self._containers[name]
+        container.process = process
+        # Until the process is reaped, which only this supervisor orders, the number cannot become a stranger's.
+        container.pidfd = system.open_pidfd(process)
+        if container.pidfd is not None:
+            self._loop.watch(container.pidfd, lambda: self._gone(container))
+        self.report(ContainerStarted(name, process, how))
+        if not self._uplink.congested:
+            container.output.resume()
+        if container.condemned is not None:
+            self._kill(name, container.condemned)
+
+    def stillborn(self, name: str, reason: str) -> None:
+        """There is no process, and there will be none."""
+        container = self._containers.pop(name)
+        container.close()
+        self.report(ContainerLost(name, reason))
+
+    # ------------------------------------------------------------ ends
+
+    def ended(self, name: str, exit_code: int | None, number: int | None) -> None:
+        """A fork server says how its child has ended."""
+        container = self._containers.get(name)
+        if container is not None:  # else it took longer to say so than anybody waited
+            container.fate = (exit_code, number)
+            self._gone(container)
+
+    def orphaned(self, names: Sequence[str]) -> None:
+        """Their fork server has died, and they with it: this process is their parent now."""
+        for name in names:
+            container = self._containers[name]
+            container.own_child = True
+            if container.fate is None:
+                container.why = "its fork server died"
+                system.send_signal(signal.SIGKILL, container.process, container.pidfd)
+            self._look_after(container)
+
+    def _children_changed(self) -> None:
+        try:
+            while self._alarm.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+        self._nursery.check()
+        for container in [each for each in self._containers.values() if each.own_child]:
+            self._look_after(container)
+        self._sweep()
+
+    def _look_after(self, container: Container) -> None:
+        if container.fate is None:
+            try:
+                container.fate = system.peek_exit(container.process)
+            except ChildProcessError:  # not handed down to this process yet
+                return
+        if container.fate is not None:
+            self._gone(container)
+
+    def _gone(self, container: Container) -> None:
+        """Its process has ended: ends what it left behind, and reads its last lines."""
+        if not container.gone:
+            container.gone = True
+            if container.pidfd is not None:
+                self._loop.forget(container.pidfd)
+            if container.deadline is not None:
+                container.deadline.cancel()
+            system.kill_group(container.process)
+            self._sweep()
+            container.output.drain()
+            container.deadline = self._loop.later(_LAST_LINES_S, lambda: self._bury(container))
+            if container.own_child:
+                self._look_after(container)
+        self.settle(container)
+
+    def settle(self, container: Container) -> None:
+        """Reports the end of a container once everything about it is known."""
+        if container.gone and container.fate is not None and container.output.ended:
+            self._bury(container)
+
+    def _bury(self, container: Container) -> None:
+        if self._containers.pop(container.name, None) is None:
+            return
+        container.close()
+        if container.own_child:
+            system.reap(container.process)
+        self._nursery.released(container.name)
+        exit_code, number = container.fate or (None, None)
+        starved = number == signal.SIGKILL and not container.killed and self._memory_kills.claim()
+        self.report(
+            ContainerLost(
+                container=container.name,
+                reason=_explained(container, starved),
+                exit_code=exit_code,
+                signal=number,
+                out_of_memory=starved,
+            )
+        )
+
+    def _sweep(self) -> None:
+        """Kills what containers left behind. Called again when that has ended, for what it leaves behind itself."""
+        known = {*self._nursery.processes(), *(container.process for container in self._containers.values())}
+        for process in system.children():
+            if process not in known and not (system.peek_exit(process) and system.reap(process)):
+                system.send_signal(signal.SIGKILL, process, None)
+
+    def _bury_all(self) -> None:
+        """Kills everything below this process, and waits until it is gone."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for container in self._containers.values():
+            if container.process:
+                system.send_signal(signal.SIGKILL, container.process, container.pidfd)
+                system.kill_group(container.process)
+        end = time.monotonic() + _BURIAL_S
+        own = {*self._nursery.processes(), *(each.process for each in self._containers.values() if each.own_child)}
+        while time.monotonic() < end:
+            for process in {*system.children(), *own}:
+                system.send_signal(signal.SIGKILL, process, None)
+            try:
+                while ended := os.waitpid(-1, os.WNOHANG)[0]:
+                    own.discard(ended)
+            except ChildProcessError:
+                return
+            time.sleep(0.002)
+
+
+def _explained(container: Container, starved: bool) -> str:
+    exit_code, number = container.fate or (None, None)
+    if starved:
+        return "killed by the kernel: the machine or its memory limit had no memory left"
+    if container.why:
+        return container.why
+    if container.killed:
+        return "killed on request"
+    if number is not None:
+        try:
+            return f"killed by signal {number} ({signal.Signals(number).name})"
+        except ValueError:
+            return f"killed by signal {number}"
+    if exit_code is None:
+        return "ended; nobody could say how"
+    return f"left with exit code {exit_code}" if exit_code else "left by itself"
+
+
+def _sealed(data: bytes) -> int:
+    """A descriptor of a nameless file that holds `data`: any size passes through a small message."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("kedge-launch")
+    else:
+        import tempfile
+
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    return descriptor
+
+
+def main(descriptor: int, runtime: Sequence[str], runner: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:  # three descriptors a container; containers get the limit back that they would have had
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            spawn.file_limit = (soft, hard)
+        except (ValueError, OSError):
+            pass
+    Supervisor(socket.socket(fileno=descriptor), runtime, runner).run()

@@ -1,0 +1,323 @@
+"""One call from the caller's side: arguments out, values back, and an end for the work when the caller gives up.
+
+Every function here takes a `Target` and exists twice: blocking, and for event loops. Whatever interrupts a wait
+(Ctrl-C, a cancelled task, a closed generator) cancels what was being waited for; spawned calls live on.
+
+Maps are in `mapping`, results of spawned calls in `function_call`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from kedge.model.payload import Payload
+from kedge.model.protocol import (
+    STREAM_WINDOW,
+    AutoscalerUpdated,
+    CallClosed,
+    InputsSubmitted,
+    StatisticsRequested,
+    StreamCredited,
+)
+from kedge.sdk import context, mapping
+from kedge.sdk.async_link import AsyncLink
+from kedge.sdk.blobs import BlobStore
+from kedge.sdk.calls import SingleCall, SpawnCall, StreamCall
+from kedge.sdk.client import Client, new_call_id
+from kedge.sdk.feeds import template
+from kedge.sdk.function_call import FunctionCall, FunctionStats
+from kedge.sdk.link import Link
+from kedge.sdk.map_window import submission
+from kedge.sdk.serializer import arguments_payload, from_payload, from_result
+from kedge.sdk.target import Target
+
+SPAWN_CHUNK = 500
+"""Inputs of one message of a spawned map: one transaction of the server's disk."""
+SPAWN_AHEAD = 4
+"""Messages that may be on their way to the disk, so that neither side waits for the other."""
+
+map = mapping.map
+map_async = mapping.map_async
+
+Arguments = tuple[Sequence[Any], Mapping[str, Any]]
+
+
+# ---------------------------------------------------------------- one input, one result
+
+
+def call(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Runs one input and returns its value, or raises what it raised."""
+    link = Client.current().link()
+    message = _first_message(target, arguments_payload(args, kwargs, link.blobs, target.name))
+    pending = SingleCall(message)
+    calls = link.registry.calls
+    calls[message.call] = pending
+    try:
+        if target.variant is None:
+            link.send([message])
+        else:
+            link.send([*link.registry.announce(target.pool, target.variant), message])
+        link.wait(pending)
+    except BaseException:
+        link.cancel(message.call)
+        raise
+    finally:
+        del calls[message.call]
+    return _value_of(pending, link.blobs, target)
+
+
+async def call_async(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """`call` for event loops. Cancelling the task cancels the input."""
+    link = await Client.current().async_link()
+    message = _first_message(target, arguments_payload(args, kwargs, link.blobs, target.name))
+    pending = SingleCall(message)
+    calls = link.registry.calls
+    calls[message.call] = pending
+    try:
+        link.send([*link.registry.announce(target.pool, target.variant), message])
+        await link.wait(pending)
+    except BaseException:
+        link.cancel(message.call)
+        raise
+    finally:
+        del calls[message.call]
+    return _value_of(pending, link.blobs, target)
+
+
+def _first_message(target: Target, payload: Payload, stream: bool = False) -> InputsSubmitted:
+    """The only input of a new call."""
+    return InputsSubmitted(
+        new_call_id(), target.pool, 0, [payload], target.method, False, context.current_input_id() or "", stream, 1
+    )
+
+
+def _value_of(pending: SingleCall, blobs: BlobStore | None, target: Target) -> Any:
+    result = pending.result
+    if result is None:
+        assert pending.failure is not None
+        raise pending.failure
+    return from_result(result, blobs, target.name, pending.message.call)
+
+
+# ---------------------------------------------------------------- one input, many values
+
+
+def stream(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Generator[Any, None, None]:
+    """Runs a generator and yields its values as they come. Closing it cancels the input."""
+    link = Client.current().link()
+    message = _first_message(target, arguments_payload(args, kwargs, link.blobs, target.name), stream=True)
+    pending = StreamCall(message)
+    link.registry.calls[message.call] = pending
+    try:
+        link.send([*link.registry.announce(target.pool, target.variant), message])
+        while True:
+            while pending.values:
+                value = pending.values.popleft()
+                _credit(pending, link)
+                yield from_payload(value, link.blobs, consume=True, what=f"a value of {target.name}")
+            if _stream_is_over(pending, link.blobs, target):
+                return
+            link.wait(pending)
+    finally:
+        del link.registry.calls[message.call]
+        if pending.result is None and pending.failure is None:
+            link.cancel(message.call)
+        link.registry.discard(pending.values)
+
+
+async def stream_async(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+    """`stream` for event loops."""
+    link = await Client.current().async_link()
+    message = _first_message(target, arguments_payload(args, kwargs, link.blobs, target.name), stream=True)
+    pending = StreamCall(message)
+    link.registry.calls[message.call] = pending
+    try:
+        link.send([*link.registry.announce(target.pool, target.variant), message])
+        while True:
+            while pending.values:
+                value = pending.values.popleft()
+                _credit(pending, link)
+                yield from_payload(value, link.blobs, consume=True, what=f"a value of {target.name}")
+            if _stream_is_over(pending, link.blobs, target):
+                return
+            await link.wait(pending)
+    finally:
+        del link.registry.calls[message.call]
+        if pending.result is None and pending.failure is None:
+            link.cancel(message.call)
+        link.registry.discard(pending.values)
+
+
+def _stream_is_over(pending: StreamCall, blobs: BlobStore | None, target: Target) -> bool:
+    """Whether the generator has ended; raises what ended it otherwise. False: wait for more."""
+    pending.ready = False
+    if pending.values:
+        pending.ready = True
+        return False
+    if pending.result is not None:
+        from_result(pending.result, blobs, target.name, pending.message.call)
+        return True
+    if pending.failure is not None:
+        raise pending.failure
+    return False
+
+
+def _credit(pending: StreamCall, link: Link | AsyncLink) -> None:
+    """One more value was taken. Credits go back by half windows, which keeps the sender busy at little cost."""
+    pending.credit += 1
+    if pending.credit >= STREAM_WINDOW // 2 and pending.result is None:
+        values, pending.credit = pending.credit, 0
+        link.send([StreamCredited(pending.message.call, 0, values)])
+
+
+# ---------------------------------------------------------------- durable calls
+
+
+def spawn(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FunctionCall[Any]:
+    """Starts one input that outlives this process; returns once the input is on the server's disk."""
+    return _spawn_all(target, ((args, kwargs),))
+
+
+async def spawn_async(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FunctionCall[Any]:
+    """`spawn` for event loops."""
+
+    async def one() -> AsyncGenerator[Arguments, None]:
+        yield args, kwargs
+
+    return await _spawn_all_async(target, one())
+
+
+def spawn_map(target: Target, iterators: Sequence[Iterable[Any]], kwargs: Mapping[str, Any]) -> FunctionCall[Any]:
+    """Starts one durable call with an input per item; returns once all of them are on disk."""
+    return _spawn_all(target, ((args, kwargs) for args in mapping.zipped(target, iterators)))
+
+
+async def spawn_map_async(
+    target: Target, iterators: Sequence[Iterable[Any] | AsyncIterable[Any]], kwargs: Mapping[str, Any]
+) -> FunctionCall[Any]:
+    """`spawn_map` for event loops; takes async iterators too."""
+
+    async def inputs() -> AsyncGenerator[Arguments, None]:
+        async for args in mapping.zipped_async(iterators):
+            yield args, kwargs
+
+    return await _spawn_all_async(target, inputs())
+
+
+def _spawn_all(target: Target, inputs: Iterable[Arguments]) -> FunctionCall[Any]:
+    link = Client.current().link()
+    call = template(target, durable=True)
+    pending = SpawnCall()
+    link.registry.calls[call.call] = pending
+    try:
+        link.send(link.registry.announce(target.pool, target.variant))
+        iterator = iter(inputs)
+        first = 0
+        while payloads := [
+            arguments_payload(args, kwargs, link.blobs, target.name) for args, kwargs in islice(iterator, SPAWN_CHUNK)
+        ]:
+            link.send([_chunk(pending, call, first, payloads)])
+            first += len(payloads)
+            while len(pending.chunks) >= SPAWN_AHEAD:
+                link.wait(pending)
+                _check_accepted(pending)
+        link.send([_closed(pending, call, first)])
+        while pending.chunks:
+            link.wait(pending)
+            _check_accepted(pending)
+    except BaseException:
+        link.cancel(call.call)
+        raise
+    finally:
+        del link.registry.calls[call.call]
+    return FunctionCall(call.call)
+
+
+async def _spawn_all_async(target: Target, inputs: AsyncGenerator[Arguments, None]) -> FunctionCall[Any]:
+    link = await Client.current().async_link()
+    call = template(target, durable=True)
+    pending = SpawnCall()
+    link.registry.calls[call.call] = pending
+    first = 0
+    payloads: list[Payload] = []
+    try:
+        link.send(link.registry.announce(target.pool, target.variant))
+        async for args, kwargs in inputs:
+            payloads.append(arguments_payload(args, kwargs, link.blobs, target.name))
+            if len(payloads) == SPAWN_CHUNK:
+                link.send([_chunk(pending, call, first, payloads)])
+                first, payloads = first + len(payloads), []
+                while len(pending.chunks) >= SPAWN_AHEAD:
+                    await link.wait(pending)
+                    _check_accepted(pending)
+        if payloads:
+            link.send([_chunk(pending, call, first, payloads)])
+        link.send([_closed(pending, call, first + len(payloads))])
+        while pending.chunks:
+            await link.wait(pending)
+            _check_accepted(pending)
+    except BaseException:
+        link.cancel(call.call)
+        raise
+    finally:
+        del link.registry.calls[call.call]
+    return FunctionCall(call.call)
+
+
+def _chunk(pending: SpawnCall, call: InputsSubmitted, first: int, payloads: list[Payload]) -> InputsSubmitted:
+    message = submission(call, first, payloads)
+    pending.chunks[first] = message
+    return message
+
+
+def _closed(pending: SpawnCall, call: InputsSubmitted, total: int) -> CallClosed:
+    pending.closing = CallClosed(call.call, total)
+    return pending.closing
+
+
+def _check_accepted(pending: SpawnCall) -> None:
+    pending.ready = False
+    if pending.failure is not None:
+        raise pending.failure
+
+
+# ---------------------------------------------------------------- live numbers and settings
+
+
+def statistics(target: Target) -> FunctionStats:
+    """What the plane knows of the target's pool now."""
+    link = Client.current().link()
+    link.send(link.registry.announce(target.pool, target.variant))
+    return _stats(link.request(lambda number: StatisticsRequested(number, target.pool)))
+
+
+async def statistics_async(target: Target) -> FunctionStats:
+    """`statistics` for event loops."""
+    link = await Client.current().async_link()
+    link.send(link.registry.announce(target.pool, target.variant))
+    return _stats(await link.request(lambda number: StatisticsRequested(number, target.pool)))
+
+
+def _stats(value: dict[str, Any]) -> FunctionStats:
+    return FunctionStats(value["backlog"], value["containers"], value["running"], value["headroom"])
+
+
+def update_autoscaler(target: Target, **settings: Any) -> dict[str, Any]:
+    """Changes min_containers, max_containers, buffer_containers or scaledown_window of a running pool.
+
+    Returns the settings now in force. What is left out or None stays as it is.
+    """
+    link = Client.current().link()
+    link.send(link.registry.announce(target.pool, target.variant))
+    changed: dict[str, Any] = link.request(lambda number: AutoscalerUpdated(number, target.pool, **settings))
+    return changed
+
+
+async def update_autoscaler_async(target: Target, **settings: Any) -> dict[str, Any]:
+    """`update_autoscaler` for event loops."""
+    link = await Client.current().async_link()
+    link.send(link.registry.announce(target.pool, target.variant))
+    changed: dict[str, Any] = await link.request(lambda number: AutoscalerUpdated(number, target.pool, **settings))
+    return changed

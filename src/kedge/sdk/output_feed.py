@@ -1,0 +1,91 @@
+"""Brings what an app's containers write to whoever shows it: a connection and a thread of its own.
+
+So output appears while the program computes, and a display that is slow holds up nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from kedge import exception
+from kedge.model.protocol import Notice, OutputCaptured, OutputSubscribed, Reply, StatisticsRequested, ToClient
+from kedge.sdk.link import HANDSHAKE_S, hello, welcomed
+from kedge.wire.transport import BlockingConnection, ConnectionLost
+
+if TYPE_CHECKING:
+    from kedge.sdk.client import Client
+    from kedge.sdk.output import OutputSink
+
+_SUBSCRIBED, _PROGRESS, _LAST = 1, 2, 3
+"""Numbers of this connection's requests: answers come in order, so an answer says that all before it was read."""
+CLOSE_S = 10.0
+"""Seconds to wait for the rest of the output at the end."""
+
+
+class OutputFeed:
+    """Shows the output of one app from the moment this returns until `close`.
+
+    Raises ConnectionError where the server does not answer.
+    """
+
+    def __init__(self, client: Client, app: str, sink: OutputSink) -> None:
+        self._app = app
+        self._sink = sink
+        try:
+            self._connection = BlockingConnection.connect(client.address, ToClient, HANDSHAKE_S)
+        except OSError as error:
+            raise exception.ConnectionError(f"no kedge server answers at {client.address}: {error}") from error
+        try:
+            self._connection.send([hello(client.token)])
+            messages = self._connection.receive(HANDSHAKE_S)
+            if not messages:
+                raise exception.ConnectionError(f"the kedge server at {client.address} does not answer")
+            welcomed(messages[0], client.address)
+            self._connection.send([OutputSubscribed(app), StatisticsRequested(_SUBSCRIBED, app=app)])
+            while not any(isinstance(message, Reply) for message in messages):
+                messages = self._connection.receive(HANDSHAKE_S)
+        except ConnectionLost as error:
+            self._connection.close()
+            raise exception.ConnectionError(f"the kedge server at {client.address} is gone: {error}") from error
+        except BaseException:
+            self._connection.close()
+            raise
+        self._thread = threading.Thread(target=self._run, name="kedge-output", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Shows what has been written so far, then ends."""
+        try:
+            self._connection.send([StatisticsRequested(_LAST, app=self._app)])
+            self._thread.join(CLOSE_S)
+        except ConnectionLost:
+            pass
+        finally:
+            self._connection.close()
+            self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        interval = self._sink.progress_interval
+        due = time.monotonic() + interval
+        try:
+            while True:
+                messages = self._connection.receive(max(0.0, due - time.monotonic()) if interval else None)
+                for message in messages:
+                    if isinstance(message, Reply) and message.request == _LAST:
+                        return
+                    self._show(message)
+                if interval and time.monotonic() >= due:
+                    due = time.monotonic() + interval
+                    self._connection.send([StatisticsRequested(_PROGRESS, app=self._app)])
+        except (ConnectionLost, ValueError):
+            pass  # the server or our own end is closed: calls that wait for it say so
+
+    def _show(self, message: Any) -> None:
+        if isinstance(message, OutputCaptured):
+            self._sink.captured(message)
+        elif isinstance(message, Notice):
+            self._sink.notice(message.text, message.level)
+        elif isinstance(message, Reply) and message.request == _PROGRESS and message.error is None:
+            self._sink.progress(message.value)

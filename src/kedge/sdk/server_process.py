@@ -1,0 +1,192 @@
+"""Finding the machine's server, and starting one: private to this program, or the machine's own.
+
+A private server holds one end of a pipe whose other end is here: it ends when we close ours, however we end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from typing import Any
+
+from msgspec import Struct
+
+from kedge.exception import ConnectionError, Error
+
+START_S = 60.0
+"""Seconds until a server must have said that it listens; it takes well under one."""
+STOP_S = 20.0
+"""Seconds a private server has for the exit hooks of its containers. It allows them 10 by itself."""
+
+
+class ServerAddress(Struct, frozen=True):
+    """Where a server listens, and what it asks for over TCP."""
+
+    address: str
+    token: str = ""
+
+
+def home() -> str:
+    """The state directory: `KEDGE_HOME`, or `~/.kedge`."""
+    return os.path.abspath(os.path.expanduser(os.environ.get("KEDGE_HOME") or "~/.kedge"))
+
+
+def find(directory: str | None = None) -> ServerAddress | None:
+    """The server to use: `KEDGE_SERVER` (with `KEDGE_TOKEN`), else the machine's if it runs, else None.
+
+    Args:
+        directory: State directory to look in. Default: `home()`.
+    """
+    named = os.environ.get("KEDGE_SERVER")
+    if named and directory is None:
+        return ServerAddress(named, os.environ.get("KEDGE_TOKEN", ""))
+    path = os.path.join(directory or home(), "server", "server.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            facts = json.load(file)
+        # A server that was killed leaves its file behind.
+        os.kill(facts["process"], 0)
+        return ServerAddress(facts["address"], facts.get("token", ""))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class ServerProcess:
+    """A server that this process has started.
+
+    Args:
+        private: End with this process, and keep state of its own; otherwise it is the machine's server and stays.
+        directory: State directory.
+
+    Raises ConnectionError with the server's own words where it does not come up.
+
+    Example:
+        server = ServerProcess(private=True)
+        client = Client.connect(server.address.address)
+    """
+
+    def __init__(self, *, private: bool, directory: str | None = None) -> None:
+        directory = directory or home()
+        self._owner: int | None = None
+        self._log = _log_file(directory, "private" if private else "server")
+        ready, ready_there = os.pipe()
+        there = [ready_there]
+        command = [sys.executable, "-P", "-m", "kedge.server.main", "--home", directory, "--ready-fd", str(ready_there)]
+        if private:
+            owned, self._owner = os.pipe()
+            there.append(owned)
+            command += ["--private", "--owner-fd", str(owned)]
+        try:
+            with open(self._log, "ab") as log:
+                # A session of its own: Ctrl-C in the terminal is for this program, which then ends the server in order.
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=there,
+                    env=_environment(),
+                    cwd=directory,
+                    start_new_session=True,
+                )
+        finally:
+            for descriptor in there:
+                os.close(descriptor)
+        try:
+            facts = self._await_ready(ready)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(ready)
+        self.address = ServerAddress(facts["address"], facts.get("token", ""))
+        if private:
+            _owned.add(self._owner or -1)
+        else:
+            # It outlives us: nobody waits for it, and that is no leak.
+            self._process.returncode = 0
+
+    def gone(self) -> str:
+        """Why it is not there any more; empty while it runs."""
+        code = self._process.poll()
+        return "" if code is None else f"it has ended with exit code {code}, see {self._log}"
+
+    def close(self) -> None:
+        """Lets a private server go and waits for it; kills it where it does not go."""
+        if self._owner is not None:
+            _owned.discard(self._owner)
+            os.close(self._owner)
+            self._owner = None
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        try:
+            if os.path.getsize(self._log) == 0:
+                os.unlink(self._log)
+        except OSError:
+            pass
+
+    def _await_ready(self, descriptor: int) -> dict[str, Any]:
+        line = b""
+        deadline = time.monotonic() + START_S
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN | select.POLLHUP)
+        while not line.endswith(b"\n"):
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise ConnectionError(f"the kedge server did not come up within {START_S:g} s; see {self._log}")
+            data = os.read(descriptor, 65536)
+            if not data:
+                raise ConnectionError(f"the kedge server ended before it was up:\n{self._last_words()}")
+            line += data
+        facts: dict[str, Any] = json.loads(line)
+        if "error" in facts:
+            raise ConnectionError(f"the kedge server could not start: {facts['error']}")
+        return facts
+
+    def _last_words(self) -> str:
+        try:
+            with open(self._log, encoding="utf-8", errors="replace") as file:
+                return file.read()[-4000:].strip() or "it said nothing"
+        except OSError as error:
+            return f"its log cannot be read: {error}"
+
+
+_owned: set[int] = set()
+"""Our ends of the pipes of private servers."""
+
+
+def _forked() -> None:
+    # The child of a fork must not keep its parent's server alive.
+    for descriptor in _owned:
+        os.close(descriptor)
+    _owned.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _log_file(directory: str, kind: str) -> str:
+    logs = os.path.join(directory, "logs")
+    try:
+        for path in (directory, logs):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise Error(
+            f"the state directory {directory} cannot be used: {error}; set KEDGE_HOME to a directory you can write to"
+        ) from error
+    path = os.path.join(logs, f"{kind}-{os.getpid()}-{time.monotonic_ns():x}.log")
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+    return path
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the place of this very kedge at the end of the path, whatever the server's directory holds."""
+    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    path = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), here]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}

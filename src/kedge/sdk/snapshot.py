@@ -1,0 +1,197 @@
+"""What containers run: the user's code as it is now, and the environment that it runs in.
+
+A snapshot is a copy of the module that declares the functions (the main script, or the whole top-level package around
+it) under `KEDGE_HOME/code/<digest>`. Equal code has equal digests and is stored once. Code that is installed
+(site-packages, the standard library) is not copied: containers have it as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import site
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+from kedge.exception import ModuleNotMountable
+from kedge.model.spec import CodeSpec, EnvironmentSpec, FunctionSpec
+from kedge.sdk import alias
+from kedge.sdk.serializer import MAIN, PYTHON
+
+DATA_LIMIT = 1024 * 1024
+"""Bytes of a file that is not Python source, above which it stays where it is: weights and data sets are no code."""
+TOTAL_LIMIT = 64 * 1024 * 1024
+FILE_LIMIT = 5000
+"""Files of a package: more than that is a working directory, not a package."""
+_SKIPPED_DIRECTORIES = frozenset(("__pycache__", "node_modules"))
+_SKIPPED_SUFFIXES = (".pyc", ".pyo", ".so", ".pyd", ".dylib", "~", ".swp")
+_MAIN_NAMES = ("__main__", MAIN)
+
+
+def take(specs: Sequence[FunctionSpec], home: str, include_source: bool = True) -> CodeSpec:
+    """Stores the code of an app and says where it is.
+
+    Args:
+        specs: The functions and classes of the app.
+        home: The state directory that holds snapshots.
+        include_source: False: containers import the files where they are now.
+
+    Raises ModuleNotMountable where a package is too large to be code.
+    """
+    for module in _modules_of(specs):
+        code = _describe(module)
+        if code is not None:
+            return _store(code, home) if include_source else code
+    return CodeSpec()
+
+
+def environment() -> EnvironmentSpec:
+    """This process' interpreter, path, variables and directory."""
+    directory = os.getcwd()
+    path = [os.path.abspath(os.path.join(directory, entry)) for entry in sys.path]
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("KEDGE_")}
+    return EnvironmentSpec(
+        python=sys.executable or shutil.which("python3") or "python3",
+        python_version=PYTHON,
+        sys_path=tuple(dict.fromkeys(path)),
+        variables=tuple(sorted(variables.items())),
+        directory=directory,
+        alias_modal=alias.is_installed(),
+    )
+
+
+def program_name() -> str:
+    """What an app without a name is called: the main script's name."""
+    path = getattr(sys.modules.get("__main__"), "__file__", None) or ""
+    return os.path.splitext(os.path.basename(path))[0] or "app"
+
+
+# ---------------------------------------------------------------- which files
+
+
+def _modules_of(specs: Sequence[FunctionSpec]) -> Iterator[ModuleType]:
+    """The modules that containers must import, the main script first; installed ones are left out."""
+    names = dict.fromkeys(spec.module for spec in specs if spec.serialized is None)
+    for name in sorted(names, key=lambda name: name not in _MAIN_NAMES):
+        module = sys.modules.get(name)
+        path = getattr(module, "__file__", None)
+        if module is not None and path and not _is_installed(os.path.abspath(path)):
+            yield module
+
+
+def _is_installed(path: str) -> bool:
+    places = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")]
+    places += [*site.getsitepackages(), site.getusersitepackages()]
+    return any(path.startswith(os.path.abspath(place) + os.sep) for place in places if place)
+
+
+def _describe(module: ModuleType) -> CodeSpec | None:
+    """The module or package to ship, where it is now; None where it has no files of its own to ship."""
+    path = os.path.abspath(str(module.__file__))
+    if not os.path.isfile(path):
+        return None
+    if module.__name__ in _MAIN_NAMES:
+        spec = module.__spec__
+        name = spec.name if spec is not None and module.__name__ == "__main__" else ""
+        if "." in name:
+            # python -m package.module: the package is shipped, and this module of it is the main one.
+            top = _parent(path, name.count("."))
+            return CodeSpec(
+                root=os.path.dirname(top), origin=os.path.dirname(top), module=name, is_package=True, main=True
+            )
+        stem = os.path.splitext(os.path.basename(path))[0]
+        return CodeSpec(root=os.path.dirname(path), origin=path, module=stem, main=True)
+    top_name = module.__name__.partition(".")[0]
+    package = sys.modules.get(top_name, module)
+    if hasattr(package, "__path__"):
+        if not getattr(package, "__file__", None):
+            return None  # a namespace package has no one place
+        directory = os.path.dirname(os.path.abspath(str(package.__file__)))
+        return CodeSpec(root=os.path.dirname(directory), origin=directory, module=top_name, is_package=True)
+    return CodeSpec(root=os.path.dirname(path), origin=path, module=top_name)
+
+
+def _parent(path: str, levels: int) -> str:
+    for _ in range(levels):
+        path = os.path.dirname(path)
+    return path
+
+
+def _files(code: CodeSpec) -> Iterator[tuple[str, str]]:
+    """(relative path, path) of what belongs to a module or package, in an order that never changes."""
+    if not code.is_package:
+        yield f"{code.module}.py", code.origin
+        return
+    top = os.path.join(code.root, code.module.partition(".")[0])
+    for directory, subdirectories, names in os.walk(top):
+        subdirectories[:] = sorted(
+            name
+            for name in subdirectories
+            if name not in _SKIPPED_DIRECTORIES
+            and not name.startswith(".")
+            and not os.path.exists(os.path.join(directory, name, "pyvenv.cfg"))
+        )
+        for name in sorted(names):
+            path = os.path.join(directory, name)
+            if name.startswith(".") or name.endswith(_SKIPPED_SUFFIXES) or not os.path.isfile(path):
+                continue
+            if name.endswith(".py") or os.path.getsize(path) <= DATA_LIMIT:
+                yield os.path.relpath(path, code.root), path
+
+
+# ---------------------------------------------------------------- storing them
+
+
+def _store(code: CodeSpec, home: str) -> CodeSpec:
+    files: list[tuple[str, bytes]] = []
+    total = 0
+    for relative, path in _files(code):
+        with open(path, "rb") as file:
+            content = file.read()
+        files.append((relative, content))
+        total += len(content)
+        if total > TOTAL_LIMIT or len(files) > FILE_LIMIT:
+            raise ModuleNotMountable(
+                f"{code.origin} is too large to be shipped as code: more than {FILE_LIMIT} files or "
+                f"{TOTAL_LIMIT // 2**20} MiB. Move data out of the package, or declare the app with "
+                "include_source=False, so that containers import it from where it is"
+            )
+    digest = _digest(files)
+    root = os.path.join(home, "code", digest)
+    if not os.path.isdir(root):
+        _write(files, root)
+    return CodeSpec(
+        digest=digest, root=root, origin=code.origin, module=code.module, is_package=code.is_package, main=code.main
+    )
+
+
+def _digest(files: list[tuple[str, bytes]]) -> str:
+    hasher = hashlib.sha256()
+    for relative, content in files:
+        hasher.update(f"{len(relative)} {len(content)}\n{relative}\n".encode("utf-8", "surrogateescape"))
+        hasher.update(content)
+    return hasher.hexdigest()[:32]
+
+
+def _write(files: list[tuple[str, bytes]], root: str) -> None:
+    """All files at once: nobody sees half a snapshot, and of two who write the same one the first wins."""
+    parent = os.path.dirname(root)
+    for directory in (os.path.dirname(parent), parent):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    draft = tempfile.mkdtemp(prefix=".new-", dir=parent)
+    try:
+        for relative, content in files:
+            path = os.path.join(draft, relative)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(content)
+        os.rename(draft, root)
+    except OSError:
+        if not os.path.isdir(root):
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""The state directory of one server: `<home>/server` for the machine's, one of its own for a private one.
+
+Everything in it is readable by its user only. Whoever holds its `lock` is alive; a private directory whose lock is free
+belonged to a server that was killed, and is removed when the next server of that home starts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+SOCKET_PATH_LIMIT = 100
+"""Bytes that a path of a Unix socket may have on every system we know (Linux 108, macOS 104)."""
+
+
+class StateDirectory:
+    """Use it as a context: on entering it is this server's alone (ValueError where it has one), on leaving its address
+    is gone, and with it the directory of a private server."""
+
+    def __init__(self, home: Path, private: bool) -> None:
+        self._home = home
+        self._private = private
+        self._lock: IO[str] | None = None
+        self.path = home / "server"
+        self.socket = ""
+
+    def __enter__(self) -> StateDirectory:
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _turn(self._home / "private.lock"):
+            remove_dead(self._home / "private")
+            if self._private:
+                _private_directory(self._home / "private")
+                self.path = Path(tempfile.mkdtemp(prefix="", dir=self._home / "private"))
+            else:
+                _private_directory(self.path)
+            self._lock = _locked(self.path / "lock")
+        if self._lock is None:
+            raise ValueError(
+                f"a server is running already in {self.path}; stop it first, or use another directory (KEDGE_HOME)"
+            )
+        _remove_sockets(self.path)
+        self.socket = self._place_for_socket()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        (self.path / "server.json").unlink(missing_ok=True)
+        (self.path / "plane.sock").unlink(missing_ok=True)
+        _remove_sockets(self.path)
+        if self._private:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def publish(self, facts: dict[str, Any]) -> None:
+        """Where clients find this server: `server.json`, readable by this user only."""
+        path = self.path / "server.json"
+        descriptor = os.open(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(facts, file)
+        path.with_suffix(".new").rename(path)
+
+    def _place_for_socket(self) -> str:
+        socket = str(self.path / "plane.sock")
+        if len(socket.encode()) <= SOCKET_PATH_LIMIT:
+            return socket
+        elsewhere = tempfile.mkdtemp(prefix="kedge-")
+        (self.path / "sockets").symlink_to(elsewhere)
+        return os.path.join(elsewhere, "plane.sock")
+
+
+def remove_dead(private: Path) -> None:
+    """Removes the private directories of servers that are not there any more."""
+    if not private.is_dir():
+        return
+    for path in sorted(private.iterdir()):
+        lock = _locked(path / "lock") if (path / "lock").exists() else None
+        if lock is not None:
+            with lock:
+                _remove_sockets(path)
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _private_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, exist_ok=True)
+    path.chmod(0o700)
+
+
+def _remove_sockets(directory: Path) -> None:
+    """A socket of a long path lies elsewhere; `sockets` says where."""
+    link = directory / "sockets"
+    if link.is_symlink():
+        shutil.rmtree(os.readlink(link), ignore_errors=True)
+        link.unlink()
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """The file, locked for as long as it is open; None where another process has it."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """One server of a home at a time: a directory must not be swept between its making and its locking."""
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,299 @@
+"""What must always hold, and what must come about once faults have stopped.
+
+These checks keep books of their own: of processes, of user code that runs, of leases, of results as callers see them. They
+ask the plane only for what nobody else can know, such as whether an input waits. `Plane.check` recounts the plane's own
+indices beside them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kedge.core.containers import READY, STARTING
+from kedge.core.pool import Pool
+from kedge.model import protocol as p
+from kedge.model.payload import SUCCESS
+
+if TYPE_CHECKING:
+    from kedge.core.outbox import Command
+    from kedge.model.spec import FunctionSpec
+    from kedge.sim.client import SimCall, SimClient
+    from kedge.sim.machine import Run, SimContainer
+    from kedge.sim.world import World
+
+SPIN = 1000
+"""Wake-ups without time passing, or an event between them, that are surely a loop."""
+REST_S = 100.0
+"""Seconds of rest in which wake-ups are counted."""
+
+
+class Violation(AssertionError):
+    """A rule that was broken: which one, and how."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        super().__init__(f"{rule}: {text}")
+        self.rule = rule
+
+
+class Held:
+    """What a container takes of a node, from its order to its loss."""
+
+    __slots__ = ("cpu", "devices", "memory", "node", "pool")
+
+    def __init__(self, pool: str, node: str, cpu: float, memory: int, devices: list[int]) -> None:
+        self.pool = pool
+        self.node = node
+        self.cpu = cpu
+        self.memory = memory
+        self.devices = devices
+
+
+class Checks:
+    def __init__(self, world: World, every: int = 1) -> None:
+        self.every = every
+        """The whole is checked after each so many messages."""
+        self.peak: dict[str, int] = {}
+        """The most inputs that user code of one container of a pool has run at once."""
+        self.attempts = 0
+        self._world = world
+        self._handled = 0
+        self._thorough = True
+        self._spins = 0
+        self._last = -1.0
+        self._lease = 0
+        self._disowned: set[int] = set()
+        self._running: dict[tuple[str, int], list[Run]] = {}
+        self._in_flight: dict[str, int] = {}
+        
+        self._visible: dict[str, set[tuple[str, int]]] = {}
+        self._held: dict[str, Held] = {}
+
+    def fail(self, rule: str, text: str) -> NoReturn:
+        raise Violation(rule, text)
+
+    def restarted(self) -> None:
+        """Another plane: its leases begin anew, and no container has survived."""
+        self._lease = 0
+        self._disowned.clear()
+        self._held.clear()
+
+    # ------------------------------------------------------------ at every step
+
+    def handled(self, message: Any, commands: list[Command]) -> None:
+        self._handled += 1
+        kind = type(message)
+        if kind is p.ContainerLost:
+            self._held.pop(message.container, None)
+        elif kind is p.NodeLost:
+            self._held = {id: held for id, held in self._held.items() if held.node != message.node}
+        elif kind is p.TimePassed and self._last == self._world.now:
+            self._spins += 1
+            if self._spins > SPIN:
+                self.fail("no spinning", f"{self._spins} wake-ups at {self._world.now}")
+        else:
+            self._spins = 0
+            self._last = self._world.now
+        self._thorough = self._handled % self.every == 0
+        seen = self._lease
+        for address, order in commands:
+            kind = type(order)
+            if kind is p.InputsDispatched:
+                seen = max(seen, self._dispatched(address, order))
+            elif kind is p.StartContainer:
+                self._ordered(order)
+            elif kind is p.InputsCancelled:
+                self._disown(address, order.leases)
+        self._lease = seen
+        if self._thorough:
+            self.whole()
+
+    def _dispatched(self, address: str, order: p.InputsDispatched) -> int:
+        world = self._world
+        container = world.plane.containers.get(address)
+        leases = [dispatch.lease for dispatch in order.inputs]
+        if min(leases) <= self._lease or len(dict.fromkeys(leases)) != len(leases):
+            self.fail("leases", f"{address} gets leases that were used before: {leases}, the last was {self._lease}")
+        if container is None:
+            self.fail("dispatch", f"{address} gets inputs and is gone")
+        pool = container.pool
+        slots = sum(not dispatch.credited for dispatch in order.inputs)
+        if container.state != READY:
+            self.fail("dispatch", f"{container} gets {len(leases)} inputs")
+        if slots < len(leases) and pool.index.free_slots(pool.maximum):
+            self.fail("credits", f"{container} gets credits while slots are free")
+        if self._thorough and container.running > pool.target and slots and not pool.method_limits:
+            for other in pool.index:
+                if other.running < pool.target:
+                    self.fail("target", f"{container} is above target={pool.target}, while {other} is below")
+        return max(leases)
+
+    def _ordered(self, order: p.StartContainer) -> None:
+        world = self._world
+        pool = world.plane.pools[order.pool]
+        spec, nodes = pool.spec, world.nodes
+        cap = pool.fleet.settings.max_containers
+        active = sum(c.state in (STARTING, READY) for c in pool.fleet.containers.values())
+        if cap is not None and active > cap:
+            self.fail("max_containers", f"{pool.id} has {active} containers, at most {cap} are allowed")
+        others = [held for held in self._held.values() if held.pool == order.pool]
+        cpu = min(spec.resources.cpu, max(node.cpu for node in nodes.values()))
+        memory = min(spec.resources.memory, max(node.memory for node in nodes.values()))
+        self._held[order.container] = Held(order.pool, order.node, cpu, memory, order.devices)
+        node = nodes[order.node]
+        there = [held for held in self._held.values() if held.node == order.node]
+        used = sum(held.cpu for held in there), sum(held.memory for held in there)
+        if used[0] > node.cpu + 1e-6 or used[1] > node.memory:
+            nested = not others and any(input.call.parent for input in pool.queue)
+            if not nested:
+                self.fail("capacity", f"{order} brings {order.node} to {used} of {node.cpu} cpu and {node.memory} MiB")
+        devices = [device for held in there for device in held.devices]
+        if len(dict.fromkeys(devices)) != len(devices) or any(d >= sum(node.gpus.values()) for d in devices):
+            self.fail("devices", f"{order} brings {order.node} to devices {devices} of {node.gpus}")
+
+    def _disown(self, address: str, leases: list[int]) -> None:
+        self._disowned.update(leases)
+        container = self._world.engine.containers.get(address)
+        if container is not None:
+            for lease in leases:
+                if lease in container.runs:
+                    container.runs[lease].disowned = True
+
+    def started(self, container: SimContainer, run: Run) -> None:
+        """User code of an input begins."""
+        function, dispatch = container.function, run.dispatch
+        self.attempts += 1
+        self.peak[container.pool] = max(self.peak.get(container.pool, 0), len(container.runs))
+        if len(container.runs) > function.concurrency.max_inputs:
+            self.fail("max_inputs", f"{container.id} runs {len(container.runs)} inputs")
+        self._limits(container, function, dispatch.method)
+        run.disowned = dispatch.lease in self._disowned
+        others = self._running.setdefault((dispatch.call, dispatch.index), [])
+        if not run.disowned and not all(other.disowned for other in others):
+            self.fail("one attempt", f"{dispatch.call}:{dispatch.index} runs twice, now also in {container.id}")
+        others.append(run)
+
+    def _limits(self, container: SimContainer, function: FunctionSpec, method: str) -> None:
+        pool = container.pool
+        self._in_flight[pool] = count = self._in_flight.get(pool, 0) + 1
+        if function.concurrency_limit is not None and count > function.concurrency_limit:
+            self.fail("concurrency_limit", f"{pool} runs {count} inputs, at most {function.concurrency_limit} are allowed")
+        for known in function.methods:
+            if known.name == method and known.concurrency_limit is not None:
+                at_once = sum(run.dispatch.method == method for run in container.runs.values())
+                if at_once > known.concurrency_limit:
+                    self.fail("method limit", f"{container.id} runs {method} {at_once} times at once")
+
+    def ended(self, container: SimContainer, run: Run) -> None:
+        """User code of an input has ended, or its process has."""
+        self._in_flight[container.pool] -= 1
+        key = run.dispatch.call, run.dispatch.index
+        self._running[key].remove(run)
+        if not self._running[key]:
+            del self._running[key]
+
+    def session(self, container: SimContainer) -> None:
+        session = container.session
+        if session.running > session.max_inputs or session.running != len(container.runs):
+            self.fail("max_inputs", f"{container.id}: {session.running} slots, {len(container.runs)} inputs run")
+
+    def delivered(self, client: SimClient, session: str, message: p.OutputsDelivered) -> SimCall:
+        """A caller gets results."""
+        call = client.calls.get(message.call)
+        if call is None:
+            self.fail("submitted", f"{session} gets results of {message.call}, which it has not made")
+        visible = self._visible.setdefault(session, set())
+        for output in message.outputs:
+            key = call.id, output.index
+            if key in visible:
+                self.fail("one result", f"{session} gets {call.id}:{output.index} a second time")
+            visible.add(key)
+            if output.index >= call.sent:
+                self.fail("submitted", f"{session} gets {call.id}:{output.index}, which it has not submitted")
+            result = output.result
+            if result.status == SUCCESS and (result.payload is None or result.payload.data.decode() != f"{call.id}:{output.index}"):
+                self.fail("own result", f"{call.id}:{output.index} gets the result of another input: {result}")
+        return call
+
+    # ------------------------------------------------------------ the whole
+
+    def whole(self) -> None:
+        plane = self._world.plane
+        plane.check()
+        for pool in plane.pools.values():
+            if pool.queue.ready:
+                self._work_is_conserved(pool)
+        for container in self._world.engine.containers.values():
+            self._slots_agree(container)
+
+    def _work_is_conserved(self, pool: Pool) -> None:
+        """No input waits while a ready container has a slot for it."""
+        if pool.limit is not None and pool.running >= pool.limit:
+            return
+        for container in pool.index:
+            if container.running < pool.maximum:
+                for call in pool.queue.calls():
+                    cap = pool.method_limits.get(call.method)
+                    if cap is None or container.methods.get(call.method, 0) < cap:
+                        self.fail("work conservation", f"{call} waits, while {container} has a free slot")
+
+    def _slots_agree(self, body: SimContainer) -> None:
+        """With nothing on its way between them, the plane and the container count alike."""
+        quiet = not (body.up.flying or body.down.flying or body.session.dirty)
+        container = self._world.plane.containers.get(body.id)
+        if body.ready and quiet and container is not None:
+            there = body.session.running, body.session.waiting
+            if (container.running, len(container.credits)) != there:
+                self.fail("slots agree", f"{container}, but the container has {there[0]} running, {there[1]} waiting")
+
+    # ------------------------------------------------------------ after healing
+
+    def rest(self) -> None:
+        """All calls are over: containers leave, nothing is left behind, and nothing wakes up without need."""
+        world = self._world
+        windows = [pool.fleet.settings.scaledown_window for pool in world.plane.pools.values()]
+        starts = [pool.spec.startup_timeout or pool.spec.timeout for pool in world.plane.pools.values()]
+        bound = 2 * max(windows, default=0.0) + max(starts, default=0.0) + 200.0
+        if not world.run(world.now + bound, self._at_rest):
+            self.fail("rest", f"{bound:g} s after the last result: {self._unrest()}")
+        self.whole()
+        for call in world.plane.calls.by_id.values():
+            if call.open or not call.durable:
+                self.fail("no waiting call", f"{call} is left")
+        if self._running:
+            self.fail("no slot is lost", f"user code still runs: {list(self._running)}")
+        world.run(world.now + max(windows, default=0.0) + 60.0)
+        before = world.time_passed
+        world.run(world.now + REST_S)
+        watched = sum(1 + REST_S / max(0.01, p.fleet.settings.scaledown_window) * p.fleet.ready for p in world.plane.pools.values())
+        if world.time_passed - before > 20 + 2 * watched:
+            self.fail("no spinning", f"{world.time_passed - before} wake-ups in {REST_S:g} s of rest")
+        if not self._at_rest():
+            self.fail("rest", f"it did not last: {self._unrest()}")
+
+    def _at_rest(self) -> bool:
+        world = self._world
+        return len(world.engine.containers) == len(world.plane.containers) and not self._unrest()
+
+    def _unrest(self) -> list[str]:
+        found = []
+        for pool in self._world.plane.pools.values():
+            fleet = pool.fleet
+            if pool.running or pool.credited or len(pool.queue):
+                found.append(f"{pool.id}: {pool.running} run, {pool.credited} are credited, {len(pool.queue)} wait")
+            elif pool.index.free_slots(pool.maximum) != fleet.ready * pool.maximum:
+                found.append(f"{pool.id}: {pool.index.free_slots(pool.maximum)} slots in {fleet.ready} containers")
+            elif self._has_no_room(pool):
+                continue
+            elif fleet.starting or not fleet.ready == len(fleet.containers) == fleet.settings.min_containers:
+                found.append(f"{pool.id}: {list(fleet.containers.values())}, min_containers={fleet.settings.min_containers}")
+        return found
+
+    def _has_no_room(self, pool: Pool) -> bool:
+        """Whether the machines are full of containers that others must keep, or nothing of the kind is there."""
+        fleet = pool.fleet
+        if fleet.ready >= fleet.settings.min_containers or fleet.starting:
+            return False
+        plane = self._world.plane
+        if plane.scheduler.would_place(pool.spec.resources, []):
+            return False
+        return not any(other.fleet.spare for other in plane.pools.values() if other.index.size)

@@ -1,0 +1,43 @@
+"""The command itself: versions, help, and what it costs to ask for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kedge._version import __version__
+from kedge.cli.main import main
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(main, ["--version"]).output == f"kedge {__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["server", "--help"], ["app", "stop", "--help"]])
+def test_help_answers(words: list[str]) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_help_imports_neither_rich_nor_the_display() -> None:
+    heavy = {"rich", "psutil", "kedge.cli.run"}
+    code = f"import sys, kedge.cli.main; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+def test_server_commands_where_none_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEDGE_HOME", str(tmp_path))
+    monkeypatch.delenv("KEDGE_SERVER", raising=False)
+    status = CliRunner().invoke(main, ["server", "status"])
+    assert (status.exit_code, status.output.startswith("No server is running.")) == (1, True)
+    stop = CliRunner().invoke(main, ["server", "stop"])
+    assert (stop.exit_code, stop.output) == (0, "No server is running.\n")
+    app = CliRunner().invoke(main, ["app", "stop", "ap-1"])
+    assert app.exit_code == 1
+    assert "Error: no server is running, so no app is either." in app.output

@@ -1,0 +1,321 @@
+"""User code for containers under test. `note` is how it tells a test what happened: lines in the file $JOURNAL."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import sys
+import threading
+import time
+
+import kedge
+
+app = kedge.App("shop")
+seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
+gates: dict[str, threading.Event] = {}
+async_gates: dict[str, asyncio.Event] = {}
+running = 0
+peak = 0
+counting = threading.Lock()
+
+
+def note(text: object) -> None:
+    journal = os.open(os.environ["JOURNAL"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(journal, f"{text}\n".encode())
+    os.close(journal)
+
+
+def allowed(name: str) -> None:
+    """Blocks this thread until the test says `plane.allow(name)`."""
+    deadline = time.monotonic() + 60
+    while not os.path.exists(f"{os.environ['JOURNAL']}.{name}") and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def gate(name: str) -> threading.Event:
+    return gates.setdefault(name, threading.Event())
+
+
+@contextlib.contextmanager
+def counted():
+    global running, peak
+    with counting:
+        running += 1
+        peak = max(peak, running)
+    try:
+        yield
+    finally:
+        with counting:
+            running -= 1
+
+
+@app.function()
+def square(x):
+    return x * x
+
+
+@app.function()
+async def square_async(x):
+    await asyncio.sleep(0)
+    return x * x
+
+
+@app.function()
+def twice(data):
+    return data + data
+
+
+@app.function()
+def where(x=None):
+    """What an input sees of itself."""
+    before = seen.get()
+    seen.set(f"set by {kedge.current_input_id()}")
+    return {
+        "input": kedge.current_input_id(),
+        "call": kedge.current_function_call_id(),
+        "thread": threading.get_ident(),
+        "main": threading.current_thread() is threading.main_thread(),
+        "local": kedge.is_local(),
+        "before": before,
+    }
+
+
+@app.function()
+def snooze(name):
+    try:
+        note(f"begin {name}")  # inside, since a cancel may come right after it
+        time.sleep(60)
+    except BaseException as error:
+        note(f"{type(error).__name__} {name}")
+        raise
+    finally:
+        note(f"finally {name}")
+    return name
+
+
+@app.function()
+def spin(name):
+    x = 0
+    try:
+        note(f"begin {name}")
+        while not gate(name).is_set():
+            x += 1
+    except BaseException as error:
+        note(f"{type(error).__name__} {name}")
+        raise
+    return name
+
+
+@app.function()
+def swallow(name):
+    try:
+        note(f"begin {name}")
+        time.sleep(60)
+    except BaseException:
+        return "swallowed"
+
+
+@app.function()
+async def snooze_async(name):
+    note(f"begin {name}")
+    try:
+        await asyncio.sleep(60)
+    except BaseException as error:
+        note(f"{type(error).__name__} {name}")
+        raise
+    return name
+
+
+@app.function()
+async def block_loop(name):
+    note(f"begin {name}")
+    allowed(name)
+    return name
+
+
+@app.function()
+def meet(parties):
+    """Comes back only when `parties` inputs are here at once: how many were, and who."""
+    with counted():
+        barrier(parties).wait(30)
+        return peak, kedge.current_input_id(), threading.get_ident()
+
+
+@app.function()
+async def meet_async(parties):
+    with counted():
+        await async_barrier(parties).wait()
+        return peak, kedge.current_input_id(), threading.get_ident()
+
+
+barriers: dict[int, threading.Barrier] = {}
+async_barriers: dict[int, asyncio.Barrier] = {}
+
+
+def barrier(parties):
+    return barriers.setdefault(parties, threading.Barrier(parties))
+
+
+def async_barrier(parties):
+    return async_barriers.setdefault(parties, asyncio.Barrier(parties))
+
+
+@app.function()
+def fail(kind):
+    def deeper():
+        raise ValueError("the oven is cold")
+
+    if kind == "value":
+        deeper()
+    if kind == "exit":
+        sys.exit(3)
+    if kind == "interrupt":
+        raise KeyboardInterrupt("by hand")
+    if kind == "cancelled":
+        raise asyncio.CancelledError("by hand")
+    if kind == "unpicklable":
+        return threading.Lock()
+    if kind == "fork":
+        process = os.fork()
+        if process:
+            os.waitpid(process, 0)
+        return os.getpid()
+    return "fine"
+
+
+@app.function()
+async def fail_async(kind):
+    return fail.get_user_code()(kind)
+
+
+@app.function()
+def returns_coroutine(x):
+    async def inner():
+        await asyncio.sleep(0)
+        return x + 1
+
+    return inner()
+
+
+@app.function()
+def count_to(n):
+    try:
+        for i in range(n):
+            note(f"yield {i}")
+            yield i
+    except BaseException as error:
+        note(type(error).__name__)
+        raise
+    finally:
+        note("closed")
+
+
+@app.function()
+async def count_to_async(n):
+    try:
+        for i in range(n):
+            note(f"yield {i}")
+            yield i
+            await asyncio.sleep(0)
+    except BaseException as error:
+        note(type(error).__name__)
+        raise
+    finally:
+        note("closed")
+
+
+@app.function()
+def broken_stream(n):
+    try:
+        yield from range(n)
+        yield threading.Lock()
+    finally:
+        note("closed")
+
+
+@app.function()
+def first_then_fast(name):
+    if name:
+        note(f"begin {name}")
+        allowed(name)
+    return name
+
+
+@app.function()
+def with_thread():
+    threading.Thread(target=time.sleep, args=(60,), daemon=False).start()
+    return "started"
+
+
+@app.cls()
+class Counter:
+    start: int = kedge.parameter(default=0)
+
+    @kedge.enter()
+    def open(self):
+        note("enter sync")
+        self.total = self.start
+        self.main = threading.get_ident()
+
+    @kedge.enter()
+    async def open_async(self):
+        await asyncio.sleep(0)
+        self.loop = asyncio.get_running_loop()
+        note("enter async")
+
+    @kedge.method()
+    def add(self, x):
+        note(f"add {x}")
+        self.total += x
+        return self.total
+
+    @kedge.method()
+    async def add_async(self, x):
+        await asyncio.sleep(0)
+        assert asyncio.get_running_loop() is self.loop
+        self.total += x
+        return self.total
+
+    @kedge.method()
+    def place(self):
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return threading.get_ident() == self.main
+        return "a loop runs here"
+
+    @kedge.method()
+    async def place_async(self):
+        return threading.get_ident() == self.main
+
+    @kedge.method()
+    def rest(self, name):
+        note(f"begin {name}")
+        gate(name).wait(60)
+        return name
+
+    @kedge.method()
+    async def release(self, name):
+        gate(name).set()
+
+    @kedge.exit()
+    def close(self):
+        note("exit sync")
+
+    @kedge.exit()
+    async def close_async(self):
+        await asyncio.sleep(0)
+        note("exit async")
+
+
+@app.cls()
+class Broken:
+    @kedge.enter()
+    def open(self):
+        raise RuntimeError("no fuel")
+
+    @kedge.method()
+    def go(self):
+        return "never"

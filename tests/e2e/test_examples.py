@@ -1,0 +1,72 @@
+"""Every example runs as its own text says, and prints what it should."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(ROOT.glob("examples/*.py"))
+
+EXPECTED = {
+    "async_calls": [
+        r"one call: 42",
+        r"gather: 380, at most 20 at once",
+        r"map: 1560",
+        r"spawned: a handle now, the result later",
+        r"result: 100",
+    ],
+    "cpu_map": [r"primes below (1,000,000: 78,498|2,000,000: 148,933)"],
+    "generator": [r"from 27 to 1 in 111 steps, by way of 9232", r"first squares: 0 1 4 9 16 25 36 49 64 81"],
+    "modal_file": [r"sum of squares: 8555", r"Good morning, Ada", r"a modal.Function is a kedge function"],
+    "model_class": [
+        r"corrected: return string class import argument",
+        r"without vowels: class fnction",
+        r"words known: more than a thousand; separate containers: True",
+    ],
+    "quickstart": [
+        r"4,000 docstrings with [\d,]+ words",
+        r" +inputs +containers +at once per container +wall time +per second",
+        r"@concurrent\(max_inputs=50\) +4,000 +[1-4] +(?:[2-4]\d|50) +[\d.]+ s +[\d,]+",
+        r"one input per container +200 +[1-4] +1 +[\d.]+ s +[\d,]+",
+    ],
+}
+
+
+def commands(path: Path) -> list[str]:
+    """The command lines in the example's own text."""
+    return re.findall(r"^    (kedge run .+)$", path.read_text().split('"""')[1], re.MULTILINE)
+
+
+def test_every_example_is_tested() -> None:
+    assert [path.stem for path in EXAMPLES] == sorted(EXPECTED)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(path: Path, tmp_path: Path) -> None:
+    found = commands(path)
+    assert found
+    assert f"kedge run examples/{path.name}" in found[0]
+    for position, command in enumerate(found):
+        process = subprocess.run(
+            [sys.executable, "-m", "kedge.cli.main", *shlex.split(command)[1:]],
+            cwd=ROOT,
+            env={**os.environ, "KEDGE_HOME": str(tmp_path)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
+        assert process.returncode == 0, process.stderr
+        assert "Traceback" not in process.stderr
+        if position == 0:
+            for line in EXPECTED[path.stem]:
+                assert re.search(rf"^{line}$", process.stdout, re.MULTILINE), f"no line {line!r} in\n{process.stdout}"

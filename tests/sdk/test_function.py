@@ -1,0 +1,328 @@
+"""Function handles: what they are aimed at, what they refuse, and that each form of a call reaches the invocation."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import cloudpickle
+import pytest
+from msgspec import structs
+
+import kedge
+from kedge.exception import AsyncUsageWarning, ExecutionError, InvalidError, UnavailableError
+from kedge.model.spec import Concurrency
+from kedge.sdk import context
+from kedge.sdk.target import Target
+from tests.sdk.fakes import Recorder, record, running
+
+
+def square(x: int, scale: int = 1) -> int:
+    """Squares."""
+    return x * x * scale
+
+
+def values(limit: int) -> Iterator[int]:
+    yield from range(limit)
+
+
+async def fetch(url: str) -> str:
+    return url.upper()
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return record(monkeypatch)
+
+
+def test_a_handle_looks_like_its_function_and_is_not_called_directly() -> None:
+    handle = kedge.App().function()(square)
+    assert (handle.__name__, handle.__doc__, handle.__module__) == ("square", "Squares.", __name__)
+    assert handle.get_raw_f() is square
+    assert handle.local(3, scale=2) == 18
+    assert repr(handle) == "<kedge.Function square>"
+    with pytest.raises(TypeError, match=r"square is a kedge function .* square.remote\(…\) .* or square.local\(…\)"):
+        handle(3)  # type: ignore[operator]
+    with pytest.raises(TypeError, match=r"values.remote_gen\(…\)"):
+        kedge.App().function()(values)(3)  # type: ignore[operator]
+
+
+def test_local_gives_what_the_plain_function_gives() -> None:
+    app = kedge.App()
+    assert list(app.function()(values).local(3)) == [0, 1, 2]
+    assert asyncio.run(app.function()(fetch).local("a")) == "A"
+
+
+def test_calls_need_a_running_app() -> None:
+    app = kedge.App("mine")
+    handle = app.function()(square)
+    with pytest.raises(
+        ExecutionError, match=r"square cannot be called yet: App\('mine'\) is not running. .*`kedge run`"
+    ):
+        handle.remote(3)
+    app.started("ap-1")
+    assert handle.target().app == "ap-1"
+    assert handle.object_id == "fu-1-square"
+    app.stopped("was stopped by its owner")
+    with pytest.raises(ExecutionError, match=r"cannot be called any more: App\('mine'\) was stopped by its owner"):
+        handle.map([1])
+
+
+def test_targets() -> None:
+    handle = running().function()(square)
+    assert handle.target() == Target(app="ap-1", pool="fu-1-square", name="square")
+    assert handle.target() is handle.target()
+    assert running().function()(values).target().is_generator
+
+
+def test_every_form_of_a_call(recorder: Recorder) -> None:
+    handle = running().function()(square)
+    target = handle.target()
+    handle.remote(3, scale=2)
+    handle.spawn(3)
+    list(handle.map([1], [2], kwargs={"scale": 3}, order_outputs=False, return_exceptions=True))
+    list(handle.starmap([(1, 2)]))
+    handle.for_each([1], ignore_exceptions=True)
+    handle.spawn_map([1])
+    handle.get_current_stats()
+    handle.update_autoscaler(min_containers=2)
+    settings = {"min_containers": 2, "max_containers": None, "buffer_containers": None, "scaledown_window": None}
+    assert recorder.calls == [
+        ("call", target, (3,), {"scale": 2}),
+        ("spawn", target, (3,), {}),
+        ("map", target, ([1], [2]), {"scale": 3}, False, True, False),
+        ("map", target, ([(1, 2)],), {}, True, False, True),
+        ("map", target, ([1],), {}, False, True, False),
+        ("spawn_map", target, ([1],), {}),
+        ("statistics", target),
+        ("update_autoscaler", target, settings),
+    ]
+
+
+def test_every_form_has_an_asynchronous_twin(recorder: Recorder) -> None:
+    handle = running().function()(square)
+    generator = running().function()(values)
+
+    async def main() -> None:
+        await handle.remote.aio(3)
+        await handle.spawn.aio(3)
+        assert [value async for value in handle.map.aio([1])] == ["map_async"]  # type: ignore[comparison-overlap]
+        assert [value async for value in handle.starmap.aio([(1, 2)])]
+        await handle.for_each.aio([1])
+        await handle.spawn_map.aio([1])
+        await handle.get_current_stats.aio()
+        await handle.update_autoscaler.aio(max_containers=2)
+        assert [value async for value in generator.remote_gen.aio(3)]
+        assert await handle.get_web_url.aio() is None
+
+    asyncio.run(main())
+    kinds = [call[0] for call in recorder.calls]
+    assert kinds == [
+        "call_async", "spawn_async", "map_async", "map_async", "map_async", "spawn_map_async", "statistics_async",
+        "update_autoscaler_async", "stream_async",
+    ]  # fmt: skip
+
+
+def test_a_blocking_call_in_a_running_loop_warns_and_names_aio(recorder: Recorder) -> None:
+    handle = running().function()(square)
+
+    async def main() -> None:
+        with pytest.warns(
+            AsyncUsageWarning, match=r"\.remote\(…\) blocks the running event loop.*remote.aio"
+        ) as caught:
+            handle.remote(3)
+        assert caught[0].filename == __file__
+
+    asyncio.run(main())
+    assert recorder.calls[0][0] == "call"
+
+
+def test_generators_are_called_by_remote_gen_only(recorder: Recorder) -> None:
+    generator = running().function()(values)
+    assert list(generator.remote_gen(3)) == ["stream"]  # type: ignore[comparison-overlap]
+    for call in (generator.remote, generator.spawn, generator.map, generator.spawn_map):
+        with pytest.raises(
+            InvalidError, match=r"values is a generator: .* write `for value in values.remote_gen\(…\)`"
+        ):
+            call([3])  # type: ignore[arg-type]
+    with pytest.raises(InvalidError, match=r"square is not a generator; write square.remote\(…\)"):
+        running().function()(square).remote_gen(3)
+
+
+def test_iterators_are_checked() -> None:
+    handle = running().function()(square)
+    with pytest.raises(
+        InvalidError, match=r"square.map\(\) needs an iterator per parameter; write square.map\(\[1, 2, 3\]"
+    ):
+        handle.map()
+    with pytest.raises(InvalidError, match=r"square.map takes iterators, not 3; .* as kwargs="):
+        handle.map(3)  # type: ignore[arg-type]
+
+
+def test_web_functions_say_that_serving_comes_later() -> None:
+    app = running()
+    handle: Any = app.function(serialized=True, name="web")(kedge.asgi_app()(lambda: "app"))
+    assert handle.local() == "app"
+    with pytest.raises(InvalidError, match=r"web is a web function \(@kedge.asgi_app\): .remote\(…\) cannot call it"):
+        handle.remote()
+    with pytest.raises(UnavailableError, match=r"The address of web"):
+        handle.get_web_url()
+    with pytest.raises(
+        UnavailableError, match=r"App\('fake'\) has web functions \(web\), and serving HTTP does not exist"
+    ):
+        app.function_specs()
+
+
+def test_deployed_handles_come_later() -> None:
+    for lookup in (lambda: kedge.Function.from_name("a", "f"), lambda: kedge.Cls.from_name("a", "C")):
+        with pytest.raises(UnavailableError, match="deploying apps does not exist in this version of kedge yet"):
+            lookup()
+
+
+# ---------------------------------------------------------------- variants
+
+
+def test_variants_have_pools_of_their_own_and_leave_the_handle_alone() -> None:
+    handle = running().function(memory=512)(square)
+    variant = handle.with_options(gpu="h100", timeout=9, max_containers=3)
+    target = variant.target()
+    assert handle.target().variant is None
+    assert target.variant is not None
+    assert target.pool == f"fu-1-square@{target.variant.variant}"
+    assert (target.variant.function, target.variant.parameters) == ("fu-1-square", None)
+    spec = target.variant.spec
+    assert (spec.timeout, spec.autoscaler.max_containers, spec.resources.gpus[0].name) == (9.0, 3, "H100")
+    assert spec.resources.memory == 512
+    assert handle.spec.timeout == 300.0
+
+
+def test_equal_variants_meet_in_one_pool_and_different_ones_do_not() -> None:
+    one, two = running().function()(square), running().function()(square)
+    chained = one.with_options(timeout=5).with_concurrency(max_inputs=4)
+    other_order = two.with_concurrency(max_inputs=4).with_options(timeout=5)
+    assert chained.target().pool == other_order.target().pool
+    assert chained.target().pool != one.with_options(timeout=5).target().pool
+    assert one.with_options(timeout=300).target().variant is None, "the declared value again"
+
+
+def test_with_concurrency_and_batching() -> None:
+    handle = running().function()(square)
+    assert handle.with_concurrency(max_inputs=4, target_inputs=3).spec.concurrency == Concurrency(4, 3, True)
+    with pytest.raises(InvalidError, match=r"with_concurrency: target_inputs=5 is above max_inputs=4"):
+        handle.with_concurrency(max_inputs=4, target_inputs=5)
+    with pytest.raises(InvalidError, match=r"square takes no batches; add @kedge.batched"):
+        handle.with_batching(max_batch_size=3, wait_ms=1)
+    batched: Any = running().function(name="b", serialized=True)(
+        kedge.batched(max_batch_size=2, wait_ms=1)(lambda x: x)  # type: ignore[call-overload]
+    )
+    assert batched.with_batching(max_batch_size=3, wait_ms=1).spec.methods[0].batching.max_batch_size == 3
+    with pytest.raises(InvalidError, match=r"max_batch_size must be 1 to 1000"):
+        batched.with_batching(max_batch_size=1001, wait_ms=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cpu": (4, 2)}, r"with_options: cpu: the limit 2 is below the request 4"),
+        ({"min_containers": 2}, r"with_options has no parameter 'min_containers'"),
+        ({"image": None}, r"with_options has no parameter 'image'"),
+        ({"timeout": 0}, r"with_options: timeout must be more than 0 seconds"),
+        ({"secrets": [kedge.Secret.from_name("x")]}, r"with_options: secrets= \(Secret 'x'\) does not exist"),
+    ],
+)
+def test_variants_are_checked_where_they_are_written(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        kedge.App().function()(square).with_options(**options)
+
+
+def test_update_autoscaler_is_checked() -> None:
+    handle = running().function(min_containers=3)(square)
+    with pytest.raises(InvalidError, match=r"update_autoscaler: max_containers must be at least 1"):
+        handle.update_autoscaler(max_containers=0)
+    with pytest.raises(InvalidError, match=r"min_containers=3 is above max_containers=2"):
+        handle.update_autoscaler(min_containers=3, max_containers=2)
+
+
+# ---------------------------------------------------------------- across processes
+
+
+def test_a_pickled_handle_reaches_the_same_pool() -> None:
+    handle = running().function()(square)
+    for one in (handle, handle.with_options(timeout=5), handle.with_concurrency(max_inputs=3)):
+        again = pickle.loads(pickle.dumps(one))
+        assert again.target() == one.target()
+        with pytest.raises(ExecutionError, match="the code of square is not in this process"):
+            again.local(3)
+    assert again.with_options(timeout=7).target().pool == one.with_options(timeout=7).target().pool
+
+
+def test_code_by_value_is_pickled_when_the_app_starts() -> None:
+    app = running()
+    factor = 3
+
+    def countdown(x: int) -> Any:
+        return factor * (countdown.remote(x - 1) if x else 1)
+
+    countdown = app.function(serialized=True)(countdown)  # type: ignore[assignment]
+    factor = 5
+    (spec,) = app.function_specs()
+    assert spec.serialized is not None
+    assert spec.serialized.format == "v"
+    raw = cloudpickle.loads(spec.serialized.data)
+    assert raw(0) == 5
+    inner = raw.__closure__[0].cell_contents
+    assert inner.target() == countdown.target()  # type: ignore[attr-defined]
+
+
+def test_a_variant_of_code_by_value_carries_the_code() -> None:
+    app = running()
+    handle = app.function(serialized=True, name="four")(lambda: 4)
+    variant = handle.with_options(timeout=3).target().variant
+    assert variant is not None
+    assert variant.spec.serialized is not None
+    again = pickle.loads(pickle.dumps(handle))
+    bound = again.with_options(timeout=3).target().variant
+    assert bound.variant == variant.variant
+    assert cloudpickle.loads(bound.spec.serialized.data)() == 4
+
+
+def test_large_code_by_value_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = kedge.App()
+    large = bytes(300 * 1024)
+    app.function(serialized=True, name="large")(lambda: large)
+    with pytest.warns(UserWarning, match=r"the code of large takes \d+ bytes by value: a large object is captured"):
+        app.function_specs()
+    monkeypatch.setattr("kedge.sdk.app.CODE_LIMIT", 1024)
+    with pytest.raises(InvalidError, match=r"takes \d+ bytes by value, the limit is 1024: .*pass it as an argument"):
+        app.function_specs()
+
+
+def test_handles_in_a_container_use_its_app() -> None:
+    handle, foreign = kedge.App("mine").function()(square), kedge.App("theirs").function(name="f")(values)
+    unnamed = kedge.App().function()(square)
+    context.set_container(app_id="ap-9", app_name="mine", function=structs.replace(handle.spec, timeout=5))
+    try:
+        assert handle.target().pool == "fu-9-square"
+        assert unnamed.target().pool == "fu-9-square"
+        with pytest.raises(
+            ExecutionError, match=r"f belongs to App\('theirs'\), which is not the app of this container"
+        ):
+            foreign.remote_gen(3)
+    finally:
+        context.clear_container()
+
+
+def test_code_by_value_can_run_where_the_handle_arrives() -> None:
+    app = running()
+    helper = app.function(serialized=True, name="helper")(lambda x: x + 1)
+
+    def caller(x: int) -> Any:
+        return helper.local(x) * 2
+
+    app.function(serialized=True)(caller)
+    spec = app.function_specs()[1]
+    assert spec.serialized is not None
+    assert cloudpickle.loads(spec.serialized.data)(1) == 4
+    assert pickle.loads(pickle.dumps(helper)).local(1) == 2
