@@ -29,9 +29,9 @@ T = TypeVar("T")
 class Rig:
     """Starts containers, and collects what the engine reports."""
 
-    def __init__(self) -> None:
+    def __init__(self, runner: str = "engine_standin") -> None:
         self.facts: list[Fact] = []
-        self.engine = ProcessEngine(self._report, runner="engine_standin", runtime=[HERE])
+        self.engine = ProcessEngine(self._report, runner=runner, runtime=[HERE])
         self._changed = asyncio.Event()
         self._numbers = itertools.count()
 
@@ -126,9 +126,9 @@ def make_launch(
 
 
 @asynccontextmanager
-async def rig() -> AsyncIterator[Rig]:
+async def rig(runner: str = "engine_standin") -> AsyncIterator[Rig]:
     """An open engine. When it has closed, nothing that it started may be left."""
-    it = Rig()
+    it = Rig(runner)
     await it.engine.open()
     supervisor = it.engine.supervisor
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -12,7 +13,18 @@ import pytest
 
 from kedge.engines import nursery
 from kedge.model.protocol import ContainerStarted, ForkServerReported
-from tests.engines.rig import Rig, alive, children, descriptors, ended, eventually, make_launch, site_packages, with_rig
+from tests.engines.rig import (
+    Rig,
+    alive,
+    children,
+    descriptors,
+    ended,
+    eventually,
+    make_launch,
+    rig,
+    site_packages,
+    with_rig,
+)
 
 PARENT = "import os; print(os.getppid())"
 HELD = "import sys; print(*sorted(name for name in sys.modules if name.startswith('held')))"
@@ -63,6 +75,18 @@ async def test_warming_starts_a_fork_server_and_no_container(it: Rig, tmp_path: 
     assert (await it.run(HELD + PARENT.replace("import os; ", ";import os;"), sys_path=path))[1] == (
         b"held_one\n%d\n" % report.process
     )
+
+
+def test_kedges_own_runtime_is_safe_to_fork_from() -> None:
+    async def scenario() -> None:
+        async with rig("kedge.container.main") as it:
+            end, _ = await it.run("")
+            assert b"the container cannot reach its server at /nowhere" in it.output(end.container, 2)
+            assert (await it.started(end.container)).how == "fork"
+            [report] = it.of(ForkServerReported)
+            assert (report.safe, report.reason) == (True, "")
+
+    asyncio.run(scenario())
 
 
 @with_rig

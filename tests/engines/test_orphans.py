@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kedge.engines import system
 from kedge.model.protocol import ContainerLost, ContainerStarted, ForkServerReported
 from tests.engines.rig import PATIENCE_S, Rig, alive, ended, site_packages, with_rig
 
@@ -26,6 +27,7 @@ time.sleep(600)
 SERVER = f"""
 import asyncio, json, sys
 from tests.engines.rig import Rig, rig
+from kedge.engines import system
 from kedge.model.protocol import ForkServerReported
 
 async def main():
@@ -128,6 +130,8 @@ async def test_a_lineage_whose_fork_servers_keep_dying_gets_fresh_processes(it: 
 @pytest.mark.slow
 @with_rig
 async def test_a_stopped_fork_server_hides_no_death(it: Rig) -> None:
+    if not system.HAS_PIDFD:
+        pytest.skip("without pidfds only the fork server knows")
     container = it.launch("import time; print('up', flush=True); time.sleep(600)")
     await it.says(container)
     [fork_server] = it.of(ForkServerReported)

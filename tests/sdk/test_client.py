@@ -124,15 +124,22 @@ def test_the_lead_is_handed_on_when_the_leader_has_its_answer(plane: FakePlane, 
 def test_a_signal_handler_may_call_while_its_thread_waits(plane: FakePlane, client: Client, held: Target) -> None:
     plane.functions["f"] = lambda: "from the handler"
     said: list[str] = []
-    old = signal.signal(signal.SIGUSR1, lambda *_: said.append(invocation.call(target("f"), (), {})))
+    entered = threading.Event()
+
+    def handler(*_: object) -> None:
+        entered.set()
+        if not said:
+            said.append(invocation.call(target("f"), (), {}))
 
     def interrupt() -> None:
         (submitted,) = plane.wait_heard(p.InputsSubmitted)
-        while not said:
+        plane.wait_for(lambda: client.link()._leader is not None)
+        while not entered.wait(0.05):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            plane.wait_for(lambda: True)
+        plane.wait_for(lambda: said)
         plane.finish(submitted.call, 0, "from the function")
 
+    old = signal.signal(signal.SIGUSR1, handler)
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
@@ -140,7 +147,7 @@ def test_a_signal_handler_may_call_while_its_thread_waits(plane: FakePlane, clie
     finally:
         thread.join()
         signal.signal(signal.SIGUSR1, old)
-    assert said[0] == "from the handler"
+    assert said == ["from the handler"]
 
 
 def test_an_exception_set_for_a_waiting_thread_is_raised_after_a_nudge(

@@ -60,7 +60,7 @@ def decide(seen: Observation, settings: AutoscalerSettings) -> Decision:
     >>> decide(idle._replace(queued=100), AutoscalerSettings(max_containers=2)).desired
     2
     >>> decide(idle._replace(queued=100, ready=1, service_s=0.001), AutoscalerSettings()).reason
-    '100 inputs at target 40 want 3, but 1 ready drain them in 2.0 ms, sooner than a start of 100 ms'
+    '100 inputs at target 40 want 3, but 1 ready drain them in 1.2 ms, sooner than a start of 100 ms'
     """
     demand = seen.queued + seen.running
     if seen.limit is not None:

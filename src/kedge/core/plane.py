@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from kedge.core.agenda import Agenda
 from kedge.core.calls import CANCELLED, Call, Calls, Input, Waiter
-from kedge.core.containers import DRAINING, READY, STARTING, Container
+from kedge.core.containers import DRAINING, STARTING, Container
 from kedge.core.outbox import ENGINE, STORE, Command, Outbox
 from kedge.core.pool import Pool, method_limits
 from kedge.core.scheduler import Scheduler
@@ -96,14 +96,14 @@ class Plane:
         while touched or self._room_freed:
             if self._room_freed:
                 self._room_freed = False
-                touched = self._touched = {**self._rooms, **touched}
+                touched = self._touched = {**dict.fromkeys(self._waiting_for_room()), **touched}
             for pool in list(touched):
                 del touched[pool]
                 pool.dispatch(now)
                 pool.fleet.review(now)
         if self._room_sought:
             self._room_sought = False
-            self._make_room()
+            self._make_room(self._idle(), self._waiting_for_room())
         return self.outbox.take()
 
     def next_deadline(self) -> float | None:
@@ -191,26 +191,27 @@ class Plane:
     def room_freed(self) -> None:
         self._room_freed = bool(self._rooms)
 
+    def _waiting_for_room(self) -> list[Pool]:
+        """Who has nothing comes first, then who waits longest."""
+        return sorted(self._rooms, key=lambda pool: bool(pool.fleet.containers))
+
     def offer_room(self, container: Container) -> None:
         """The container has nothing to do just now. Pools that have no container at all come before one that has
         several and would use this one at once; otherwise it leaves only if it is still idle when all is given out."""
         self._room_sought = True
-        pool = container.pool
-        if pool.fleet.ready > 1 and pool.fleet.spare and any(not other.fleet.containers for other in self._rooms):
-            self._make_room([container])
+        fleet = container.pool.fleet
+        if fleet.ready > 1 and fleet.spare:
+            self._make_room([container], [pool for pool in self._rooms if not pool.fleet.containers])
 
-    def _make_room(self, idle: list[Container] | None = None) -> None:
-        """Retires the containers that have been idle longest, as many as give a waiting pool its place, and none where
-        that would not help."""
-        leaving = [c.placement for c in self.containers.values() if c.state == DRAINING]
-        if idle is None:
-            idle = [c for pool in self.pools.values() if pool not in self._rooms for c in pool.index.empty()]
-            idle.sort(key=lambda c: (c.idle_since, c.order))
-        for pool in self._rooms:
+    def _make_room(self, idle: list[Container], waiting: list[Pool]) -> None:
+        """Retires of these containers, the longest idle first, as many as give a waiting pool its place, and none
+        where that would not help."""
+        leaving = [c.placement for c in self.containers.values() if c.state == DRAINING] if waiting else []
+        for pool in waiting:
             if self.scheduler.would_place(pool.spec.resources, leaving):
                 continue
             for node in self.scheduler.nodes:
-                there = [c for c in idle if c.placement.node == node and c.pool.fleet.spare and c.state == READY]
+                there = [c for c in idle if c.placement.node == node and c.pool.fleet.spare]
                 places = [c.placement for c in there]
                 if not self.scheduler.would_place(pool.spec.resources, leaving + places):
                     continue
@@ -219,6 +220,11 @@ class Plane:
                         container.pool.fleet.retire(container, "its room is needed by another function")
                     if self.scheduler.would_place(pool.spec.resources, leaving + places[:count]):
                         return
+
+    def _idle(self) -> list[Container]:
+        """Idle containers of pools that do not wait themselves, the longest idle first."""
+        idle = [c for pool in self.pools.values() if pool not in self._rooms for c in pool.index.empty()]
+        return sorted(idle, key=lambda c: (c.idle_since, c.order))
 
     # ------------------------------------------------------------ apps
 
@@ -277,7 +283,9 @@ class Plane:
         app = self._app_of(variant.function)
         if app is not None and not app.stopped:
             id = pool_id(variant.function, variant.variant)
-            self._pool(app, id, normalised(variant.spec), variant.parameters)
+            pool = self._pool(app, id, normalised(variant.spec), variant.parameters)
+            if variant.parameters is None:
+                self.touch(pool)
 
     def _pool(self, app: App, id: str, spec: FunctionSpec, parameters: Payload | None) -> Pool:
         pool = self.pools.get(id)

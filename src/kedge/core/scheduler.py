@@ -38,7 +38,7 @@ class Placement(Struct, frozen=True):
 
 
 class Unplaceable(Struct, frozen=True):
-    """Why there is no place: for now (`lasting` False), or with these machines never."""
+    """Why there is no place: at this moment (`lasting` False), or with these machines never."""
 
     reason: str
     lasting: bool = False

@@ -89,8 +89,8 @@ def _move_in(launch: Launch, runtime: Sequence[str], forked: bool) -> None:
     environment = launch.environment
     try:
         os.chdir(environment.directory)
-    except OSError as error:
-        print(f"kedge: running in {os.getcwd()}: cannot enter {environment.directory}: {error}", file=sys.stderr)
+    except OSError:
+        pass  # it is gone, or not for this user: the runtime says so
     sys.path[:] = completed(environment.sys_path or sys.path, runtime)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

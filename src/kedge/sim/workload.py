@@ -117,15 +117,16 @@ def draw_function(random: Random, world: World, name: str) -> FunctionSpec:
     gpus = tuple(random.choice(((), (GpuRequest("H100"),), (GpuRequest("L4", 2), GpuRequest("ANY")))))
     if not all(node.gpus for node in world.nodes.values()):
         gpus = ()
+    small = not gpus and random.random() < 0.6
     options: dict[str, object] = {
         "concurrency": Concurrency(maximum, target, maximum > 1),
         "autoscaler": AutoscalerSettings(
-            min_containers=random.choice((0, 0, 0, 1)),
+            min_containers=random.choice((0, 0, 1)) if small else 0,
             max_containers=random.choice((None, None, 1, 3)),
             buffer_containers=random.choice((0, 0, 0, 1)),
             scaledown_window=random.choice((0.5, 2.0, 20.0)),
         ),
-        "resources": Resources(cpu=random.choice((0.125, 0.125, 0.5, 1.0)), memory=random.choice((128, 1024)), gpus=gpus),
+        "resources": Resources(0.125) if small else Resources(random.choice((0.125, 0.5, 1.0)), None, 1024, gpus=gpus),
         "retries": random.choice((RetryPolicy(), RetryPolicy(3, 2.0, random.choice((0.0, 0.1)), 1.0))),
         "startup_timeout": random.choice((None, 10.0)),
         "concurrency_limit": random.choice((None, None, None, 3)),
@@ -237,9 +238,10 @@ class Plan:
     def _update(self) -> None:
         random = self._random
         chosen = random.choice(self._deployed.functions)
+        small = chosen.resources == Resources(0.125)
         settings = random.choice(
             (
-                {"min_containers": 2, "max_containers": 4},
+                {"min_containers": 2 if small else 0, "max_containers": 4},
                 {"min_containers": 0},
                 {"max_containers": 1, "min_containers": 0},
                 {"buffer_containers": 2},
