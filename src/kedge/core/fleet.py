@@ -138,8 +138,8 @@ class Fleet:
         self._needs_no_room()
 
     def _is_waited_for(self) -> bool:
-        """Whether code that holds a slot elsewhere waits for this pool, which has nothing to run it: without a container
-        beyond what the machine has room for, neither would ever move."""
+        """Whether code that holds a slot elsewhere waits for this pool, which has nothing to run it: without a
+        container beyond what the machine has room for, neither would ever move."""
         return not self.containers and any(call.parent for call in self.pool.queue.calls())
 
     def _order(self, place: Placement, now: float) -> None:
@@ -165,12 +165,12 @@ class Fleet:
             self.pool.fail_queued(Result(INIT_FAILURE, error=ErrorInfo("ExecutionError", place.reason)))
             return
         self.waiting_for_room = place.reason
-        self._plane.wait_for_room(self.pool)
+        self._plane.rooms.wait(self.pool)
 
     def _needs_no_room(self) -> None:
         if self.waiting_for_room:
             self.waiting_for_room = ""
-            self._plane.has_room(self.pool)
+            self._plane.rooms.wait_no_more(self.pool)
 
     def _look_for_late_starts(self, now: float) -> None:
         """One deadline at a time, the earliest: containers are in the order in which they were asked for."""
@@ -206,14 +206,15 @@ class Fleet:
         self.rested(container, now)
 
     def failed(self, container: Container, error: ErrorInfo) -> None:
-        """The user's code did not come up. Everybody who waits hears why, unless other containers serve them."""
+        """The user's code did not come up. Everybody who waits hears why, unless other containers serve them, or may
+        yet."""
         if container.state != STARTING:
             self._plane.drop("failed a container that was not starting")
             return
         self._leave(container, DRAINING)
         self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S))
         self._count_failure()
-        if not self.ready:
+        if not self.ready and not self.starting:
             self.pool.fail_queued(Result(INIT_FAILURE, error=error))
 
     def _count_failure(self) -> None:
@@ -234,8 +235,8 @@ class Fleet:
             return
         if not container.idle_look_at:
             self._watch(container, now + self._window)
-        if self._plane.room_is_wanted:
-            self._plane.offer_room(container)
+        if self._plane.rooms.wanted:
+            self._plane.rooms.offer(container)
 
     def _look_if_idle(self, container: Container, planned: float, now: float) -> None:
         if container.state != READY or container.idle_look_at != planned:
@@ -290,8 +291,8 @@ class Fleet:
             self._leave(container, DRAINING)
         self._plane.outbox.send(ENGINE, KillContainer(container.id))
 
-    def gone(self, container: Container, message: ContainerLost) -> None:
-        """The process has ended."""
+    def gone(self, container: Container, message: ContainerLost, machine_too: bool = False) -> None:
+        """The process has ended: by itself, or with its machine, which is no fault of the user's code."""
         if container.state == GONE:
             return
         starting = container.state == STARTING
@@ -300,11 +301,10 @@ class Fleet:
         del self.containers[container.id]
         del self._plane.containers[container.id]
         self._plane.scheduler.release(container.placement)
-        if starting:
+        if starting and not machine_too:
             self._count_failure()
-            if self._failures >= MAX_CRASHES and not self.ready:
+            if self._failures >= MAX_CRASHES and not self.ready and not self.starting:
                 self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, self._failures)))
-        self._plane.room_freed()
 
     def _patience(self, container: Container) -> float:
         """How long a draining container may take: its inputs end within their timeout, then come the exit hooks."""
@@ -317,6 +317,10 @@ class Fleet:
         elif container.state == READY:
             self.ready -= 1
         container.become(state)
+        if state == DRAINING:
+            self._plane.rooms.leaving[container] = None
+        else:
+            self._plane.rooms.leaving.pop(container, None)
         if self._excess:
             self._excess = max(0, self.ready + self.starting - (self.settings.max_containers or 0))
 

@@ -13,30 +13,18 @@ from typing import Any
 from msgspec.structs import replace
 
 from kedge.core.agenda import Agenda
+from kedge.core.apps import App, normalised
+from kedge.core.audit import audit
 from kedge.core.calls import CANCELLED, Call, Calls, Input, Waiter
-from kedge.core.containers import DRAINING, STARTING, Container
+from kedge.core.containers import STARTING, Container
 from kedge.core.outbox import ENGINE, STORE, Command, Outbox
-from kedge.core.pool import Pool, method_limits
+from kedge.core.pool import Pool
+from kedge.core.room import Rooms
 from kedge.core.scheduler import Scheduler
 from kedge.model import protocol as p
-from kedge.model.ids import CONTAINER, IdFactory, function_id, pool_id
+from kedge.model.ids import CONTAINER, IdFactory, pool_id
 from kedge.model.payload import TERMINATED, ErrorInfo, Payload, Result
-from kedge.model.spec import AppSpec, Concurrency, FunctionSpec
-
-
-class App:
-    """A running app: who owns it, and its pools."""
-
-    __slots__ = ("functions", "pools", "session", "spec", "stop_requests", "stopped")
-
-    def __init__(self, spec: AppSpec, session: str) -> None:
-        self.spec = spec
-        self.session = session
-        self.functions = {function_id(spec.app, f.name): normalised(f) for f in spec.functions}
-        self.pools: dict[str, Pool] = {}
-        self.stopped = ""
-        """Why it has stopped; empty while it runs."""
-        self.stop_requests: list[tuple[str, int]] = []
+from kedge.model.spec import FunctionSpec
 
 
 class Plane:
@@ -44,6 +32,7 @@ class Plane:
         self.outbox = Outbox()
         self.agenda = Agenda()
         self.scheduler = Scheduler()
+        self.rooms = Rooms(self)
         self.calls = Calls(self.outbox)
         self.apps: dict[str, App] = {}
         self.pools: dict[str, Pool] = {}
@@ -53,10 +42,6 @@ class Plane:
         self._ids = ids
         self._lease = 0
         self._touched: dict[Pool, None] = {}
-        self._rooms: dict[Pool, None] = {}
-        """Pools that wait for room, the longest first."""
-        self._room_freed = False
-        self._room_sought = False
         self._handlers: dict[type, Callable[[Any, float, str], None]] = {
             p.AppCreated: self._app_created,
             p.AppStopped: self._app_stopped,
@@ -93,17 +78,12 @@ class Plane:
         self.agenda.run(now)
         self._handlers[type(message)](message, now, sender)
         touched = self._touched
-        while touched or self._room_freed:
-            if self._room_freed:
-                self._room_freed = False
-                touched = self._touched = {**dict.fromkeys(self._waiting_for_room()), **touched}
+        while touched:
             for pool in list(touched):
                 del touched[pool]
                 pool.dispatch(now)
                 pool.fleet.review(now)
-        if self._room_sought:
-            self._room_sought = False
-            self._make_room(self._idle(), self._waiting_for_room())
+        self.rooms.seek()
         return self.outbox.take()
 
     def next_deadline(self) -> float | None:
@@ -121,31 +101,7 @@ class Plane:
 
     def check(self) -> None:
         """Recounts every index; AssertionError names what is wrong."""
-        self.calls.check()
-        for pool in self.pools.values():
-            pool.check()
-        assert sum(len(pool.fleet.containers) for pool in self.pools.values()) == len(self.containers)
-        for node in self.scheduler.nodes.values():
-            placed = [c.placement for c in self.containers.values() if c.placement.node == node.name]
-            assert node.containers == len(placed)
-            assert abs(node.cpu_used - sum(place.cpu for place in placed)) < 1e-6
-            assert node.memory_used == sum(place.memory for place in placed)
-            for gpu, count in node.capacity.items():
-                taken = [d for place in placed if place.gpu == gpu for d in place.devices]
-                assert len(taken) + len(node.devices[gpu]) == count
-                assert len(dict.fromkeys(taken)) == len(taken)
-        found: dict[Call, int] = {}
-        for pool in self.pools.values():
-            for input in pool.queue:
-                found[input.call] = found.get(input.call, 0) + 1
-        for container in self.containers.values():
-            for input in container.leases.values():
-                if not input.closed:
-                    found[input.call] = found.get(input.call, 0) + 1
-        for call in self.calls.by_id.values():
-            there = found.pop(call, 0)
-            assert there == len(call.open), f"{call}: {there} inputs wait or are granted"
-        assert not found, f"inputs of calls that are not known wait or are granted: {found}"
+        audit(self)
 
     def story(self, id: str) -> str:
         """What is known about an input's call, a container or a pool, in one line: for errors and for people."""
@@ -170,61 +126,6 @@ class Plane:
 
     def drop(self, what: str) -> None:
         self.dropped[what] = self.dropped.get(what, 0) + 1
-
-    @property
-    def room_is_wanted(self) -> bool:
-        return bool(self._rooms)
-
-    def wait_for_room(self, pool: Pool) -> None:
-        """The pool needs a container and no machine has room for it. Idle containers of others leave for it."""
-        self._room_sought = True
-        if pool not in self._rooms:
-            self._rooms[pool] = None
-            app = self.apps[pool.app]
-            if app.session:
-                text = f"{pool.spec.name} waits for room: {pool.fleet.waiting_for_room}"
-                self.outbox.send(app.session, p.Notice(pool.app, text, "room"))
-
-    def has_room(self, pool: Pool) -> None:
-        self._rooms.pop(pool, None)
-
-    def room_freed(self) -> None:
-        self._room_freed = bool(self._rooms)
-
-    def _waiting_for_room(self) -> list[Pool]:
-        """Who has nothing comes first, then who waits longest."""
-        return sorted(self._rooms, key=lambda pool: bool(pool.fleet.containers))
-
-    def offer_room(self, container: Container) -> None:
-        """The container has nothing to do just now. Pools that have no container at all come before one that has
-        several and would use this one at once; otherwise it leaves only if it is still idle when all is given out."""
-        self._room_sought = True
-        fleet = container.pool.fleet
-        if fleet.ready > 1 and fleet.spare:
-            self._make_room([container], [pool for pool in self._rooms if not pool.fleet.containers])
-
-    def _make_room(self, idle: list[Container], waiting: list[Pool]) -> None:
-        """Retires of these containers, the longest idle first, as many as give a waiting pool its place, and none
-        where that would not help."""
-        leaving = [c.placement for c in self.containers.values() if c.state == DRAINING] if waiting else []
-        for pool in waiting:
-            if self.scheduler.would_place(pool.spec.resources, leaving):
-                continue
-            for node in self.scheduler.nodes:
-                there = [c for c in idle if c.placement.node == node and c.pool.fleet.spare]
-                places = [c.placement for c in there]
-                if not self.scheduler.would_place(pool.spec.resources, leaving + places):
-                    continue
-                for count, container in enumerate(there, 1):
-                    if container.pool.fleet.spare:
-                        container.pool.fleet.retire(container, "its room is needed by another function")
-                    if self.scheduler.would_place(pool.spec.resources, leaving + places[:count]):
-                        return
-
-    def _idle(self) -> list[Container]:
-        """Idle containers of pools that do not wait themselves, the longest idle first."""
-        idle = [c for pool in self.pools.values() if pool not in self._rooms for c in pool.index.empty()]
-        return sorted(idle, key=lambda c: (c.idle_since, c.order))
 
     # ------------------------------------------------------------ apps
 
@@ -262,7 +163,7 @@ class Plane:
                 for call in self._calls_of(pool):
                     pool.cancel_call(call, gone)
                     self.calls.total(call, call.submitted)
-                self._rooms.pop(pool, None)
+                self.rooms.wait_no_more(pool)
                 pool.fleet.stop(reason)
         self._forget_if_over(app)
 
@@ -515,12 +416,18 @@ class Plane:
         if container is None:
             self.drop("lost a container that is gone")
             return
+        self._lost(container, message, False)
+
+    def _lost(self, container: Container, message: p.ContainerLost, machine_too: bool) -> None:
         pool = container.pool
-        pool.fleet.gone(container, message)
+        pool.fleet.gone(container, message, machine_too)
+        self.rooms.free()
         app = self.apps[pool.app]
         if app.stopped:
             self._forget_if_over(app)
-        else:
+        for waiting in self.rooms.freed():
+            self.touch(waiting)
+        if not app.stopped:
             self.touch(pool)
 
     def _heartbeat(self, message: p.Heartbeat, now: float, sender: str) -> None:
@@ -535,7 +442,7 @@ class Plane:
 
     def _node_lost(self, message: p.NodeLost, now: float, sender: str) -> None:
         for container in [c for c in self.containers.values() if c.placement.node == message.node]:
-            self._container_lost(p.ContainerLost(container.id, f"the machine {message.node} is gone"), now, sender)
+            self._lost(container, p.ContainerLost(container.id, f"the machine {message.node} is gone"), True)
         self.scheduler.leave(message.node)
 
     def _time_passed(self, message: p.TimePassed, now: float, sender: str) -> None:
@@ -543,11 +450,3 @@ class Plane:
 
     def _calls_of(self, pool: Pool) -> list[Call]:
         return [call for call in self.calls.by_id.values() if call.pool is pool]
-
-
-def normalised(spec: FunctionSpec) -> FunctionSpec:
-    """Without `@concurrent`, a class whose methods have limits has as many slots as they add up to."""
-    if spec.concurrency.declared or all(method.concurrency_limit is None for method in spec.methods):
-        return spec
-    slots = sum(method_limits(spec).values())
-    return replace(spec, concurrency=Concurrency(slots, slots))

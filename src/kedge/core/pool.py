@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kedge.core.apps import method_limits
 from kedge.core.calls import CANCELLED, Call, Calls, Input
 from kedge.core.containers import GONE, READY, Container
 from kedge.core.fleet import Fleet
@@ -411,14 +412,6 @@ class Pool:
             assert not input.lease
         assert waiting == len(self.queue)
         self.fleet.check()
-
-
-def method_limits(spec: FunctionSpec) -> dict[str, int]:
-    """Slots per container that each limited method may take."""
-    limits = {m.name: m.concurrency_limit for m in spec.methods if m.concurrency_limit is not None}
-    if limits and not spec.concurrency.declared:
-        return {m.name: m.concurrency_limit or 1 for m in spec.methods}
-    return limits
 
 
 def lost_result(input: Input, message: ContainerLost) -> Result:

@@ -1,7 +1,8 @@
 """The engine of one machine, seen from the server: it starts the supervisor and talks to it.
 
 Should the supervisor die, its containers die with it: each is reported lost, what is left of their sessions is killed,
-and a new supervisor takes over. What was asked for meanwhile is kept until it is there.
+and a new supervisor takes over. What was asked for meanwhile is kept until it is there. In this one case a process that
+a container's descendant put into a session of its own escapes: only the supervisor adopts those.
 """
 
 from __future__ import annotations

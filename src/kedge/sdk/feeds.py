@@ -109,7 +109,7 @@ class Run:
     def value(self, result: Result, blobs: BlobStore | None) -> Any:
         """What the consumer gets for a result."""
         try:
-            return from_result(result, blobs, self.target.name, self.message.call)
+            return from_result(result, blobs, self.target.name)
         except Exception as error:
             if self._return_exceptions:
                 return error

@@ -301,7 +301,7 @@ class FunctionCall(Generic[R_co]):
         if result is None:
             assert collector.failure is not None
             raise collector.failure
-        return from_result(result, link.blobs, "", self._object_id, consume=False)
+        return from_result(result, link.blobs, self._object_id, consume=False)
 
     def _expect_done(self, facts: Any, index: int) -> None:
         """TimeoutError where the result is not there yet."""

@@ -98,7 +98,7 @@ def _value_of(pending: SingleCall, blobs: BlobStore | None, target: Target) -> A
     if result is None:
         assert pending.failure is not None
         raise pending.failure
-    return from_result(result, blobs, target.name, pending.message.call)
+    return from_result(result, blobs, target.name)
 
 
 # ---------------------------------------------------------------- one input, many values
@@ -157,7 +157,7 @@ def _stream_is_over(pending: StreamCall, blobs: BlobStore | None, target: Target
         pending.ready = True
         return False
     if pending.result is not None:
-        from_result(pending.result, blobs, target.name, pending.message.call)
+        from_result(pending.result, blobs, target.name)
         return True
     if pending.failure is not None:
         raise pending.failure

@@ -165,22 +165,21 @@ def from_payload(payload: Payload, blobs: BlobStore | None, *, consume: bool = F
         raise DeserializationError(_unloadable(what, error)) from error
 
 
-def from_result(result: Result, blobs: BlobStore | None, name: str, what: str, *, consume: bool = True) -> Any:
+def from_result(result: Result, blobs: BlobStore | None, name: str, *, consume: bool = True) -> Any:
     """The value of a result; raises what the input raised, or why it has no value.
 
     Args:
         result: As the plane delivered it.
         blobs: Where its file is, if it has one.
-        name: The function, for errors.
-        what: The input, for errors.
+        name: The function or call, for errors.
         consume: Remove the file of the value: nobody reads it again.
     """
     if result.status != SUCCESS:
-        raise to_exception(result.error, result.status, what)
+        raise to_exception(result.error, result.status, name)
     payload = result.payload
     if payload is None:
         return None
-    return from_payload(payload, blobs, consume=consume, what=f"the result of {name}" if name else "the result")
+    return from_payload(payload, blobs, consume=consume, what=f"the result of {name}")
 
 
 def _loads(parts: Sequence[Any]) -> Any:

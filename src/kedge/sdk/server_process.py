@@ -126,11 +126,12 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        try:
-            if os.path.getsize(self._log) == 0:
+        if self._process.returncode == 0:
+            # It ended in order: what it had to say is of no further use.
+            try:
                 os.unlink(self._log)
-        except OSError:
-            pass
+            except OSError:
+                pass
 
     def _await_ready(self, descriptor: int) -> dict[str, Any]:
         line = b""

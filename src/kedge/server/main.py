@@ -74,9 +74,8 @@ class Machine:
     def __init__(self, options: argparse.Namespace) -> None:
         options.home = options.home.expanduser().absolute()
         self.cpus = _amount("KEDGE_CPUS (or --cpus)", options.cpus, float(psutil.cpu_count() or 1))
-        self.memory = int(
-            _amount("KEDGE_MEMORY (or --memory), in MiB,", options.memory, psutil.virtual_memory().total / 2**20)
-        )
+        memory = psutil.virtual_memory().total / 2**20
+        self.memory = math.ceil(_amount("KEDGE_MEMORY (or --memory), in MiB,", options.memory, memory))
         self.gpus = parse_gpus(options.gpus)
         self.log_level = options.log_level.upper()
         if options.log_level.lower() not in LEVELS:

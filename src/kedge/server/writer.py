@@ -1,8 +1,8 @@
 """One SQLite database with one thread that does everything to it: group commit.
 
 All jobs that wait are done in one transaction; then those who wait for them are told, on the event loop. Where the
-transaction fails, each job gets one of its own, so that a bad one does not take the others along. A job that must not be
-lost (`keep`) is done again every second for as long as the disk refuses it, before all newer ones of its kind.
+transaction fails, each job gets one of its own, so that a bad one does not take the others along. A job that must not
+be lost (`keep`) is done again every second for as long as the disk refuses it.
 """
 
 from __future__ import annotations

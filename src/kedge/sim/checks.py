@@ -64,7 +64,7 @@ class Checks:
         self._disowned: set[int] = set()
         self._running: dict[tuple[str, int], list[Run]] = {}
         self._in_flight: dict[str, int] = {}
-        
+
         self._visible: dict[str, set[tuple[str, int]]] = {}
         self._held: dict[str, Held] = {}
 
@@ -176,7 +176,9 @@ class Checks:
         pool = container.pool
         self._in_flight[pool] = count = self._in_flight.get(pool, 0) + 1
         if function.concurrency_limit is not None and count > function.concurrency_limit:
-            self.fail("concurrency_limit", f"{pool} runs {count} inputs, at most {function.concurrency_limit} are allowed")
+            self.fail(
+                "concurrency_limit", f"{pool} runs {count} inputs, at most {function.concurrency_limit} are allowed"
+            )
         for known in function.methods:
             if known.name == method and known.concurrency_limit is not None:
                 at_once = sum(run.dispatch.method == method for run in container.runs.values())
@@ -210,7 +212,9 @@ class Checks:
             if output.index >= call.sent:
                 self.fail("submitted", f"{session} gets {call.id}:{output.index}, which it has not submitted")
             result = output.result
-            if result.status == SUCCESS and (result.payload is None or result.payload.data.decode() != f"{call.id}:{output.index}"):
+            if result.status == SUCCESS and (
+                result.payload is None or result.payload.data.decode() != f"{call.id}:{output.index}"
+            ):
                 self.fail("own result", f"{call.id}:{output.index} gets the result of another input: {result}")
         return call
 
@@ -264,7 +268,10 @@ class Checks:
         world.run(world.now + max(windows, default=0.0) + 60.0)
         before = world.time_passed
         world.run(world.now + REST_S)
-        watched = sum(1 + REST_S / max(0.01, p.fleet.settings.scaledown_window) * p.fleet.ready for p in world.plane.pools.values())
+        watched = sum(
+            1 + REST_S / max(0.01, p.fleet.settings.scaledown_window) * p.fleet.ready
+            for p in world.plane.pools.values()
+        )
         if world.time_passed - before > 20 + 2 * watched:
             self.fail("no spinning", f"{world.time_passed - before} wake-ups in {REST_S:g} s of rest")
         if not self._at_rest():
@@ -285,7 +292,9 @@ class Checks:
             elif self._has_no_room(pool):
                 continue
             elif fleet.starting or not fleet.ready == len(fleet.containers) == fleet.settings.min_containers:
-                found.append(f"{pool.id}: {list(fleet.containers.values())}, min_containers={fleet.settings.min_containers}")
+                found.append(
+                    f"{pool.id}: {list(fleet.containers.values())}, min_containers={fleet.settings.min_containers}"
+                )
         return found
 
     def _has_no_room(self, pool: Pool) -> bool:

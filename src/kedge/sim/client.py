@@ -182,7 +182,7 @@ class SimClient:
             missing = {i: payload for i, payload in enumerate(call.payloads[: call.sent]) if i not in call.accepted}
         else:
             missing = call.open()
-        for _ in range(1 + self._world.chance(0.3)):
+        for _ in range(1 if call.cancelled else 1 + self._world.chance(0.3)):
             for first, payloads in runs(missing):
                 self._submit(call, first, payloads)
         if call.cancelled:

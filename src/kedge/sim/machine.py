@@ -194,7 +194,9 @@ class SimContainer:
         run = self.runs[dispatch.lease] = Run(dispatch, kind, world.now)
         world.checks.started(self, run)
         if kind == NEST:
-            run.child = self._sdk().call(detail, [work(OK, float(seconds))], parent=input_id(dispatch.call, dispatch.index))
+            run.child = self._sdk().call(
+                detail, [work(OK, float(seconds))], parent=input_id(dispatch.call, dispatch.index)
+            )
             run.child.on_over = lambda: self._end(run)
         else:
             world.after(float(seconds), self._end, run)

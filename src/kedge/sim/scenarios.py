@@ -71,7 +71,9 @@ def a_retry_waits_until_its_predecessor_has_left(seed: int) -> World:
     world, client = stage(seed, function("f", retries=RetryPolicy(2, 1.0, 0.0)))
     call = client.call(F, [work(OK, 5.0), work(FLAKY, 0.1, 1)])
     wait(world, is_running(world, count=2), 10.0)
-    victim = next(c for c in world.engine.containers.values() if any(run.dispatch.index == 0 for run in c.runs.values()))
+    victim = next(
+        c for c in world.engine.containers.values() if any(run.dispatch.index == 0 for run in c.runs.values())
+    )
     world.feed(p.ContainerDisconnected(victim.id, "reset"))
     victim.up.cut = True
     before = world.checks.attempts

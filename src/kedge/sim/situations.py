@@ -46,7 +46,9 @@ def a_recall_crosses_a_start(seed: int) -> World:
     world, client = stage(seed, function("f", autoscaler=ONE), latency=(0.002, 0.002))
     wait(world, lambda: bool(world.engine.containers) and only(world).ready)
     prime(world, client, 0.0001)
-    call = client.call(F, [work(OK, 0.0175)] + [work(OK, 0.0001) for _ in range(5)] + [work(OK, 0.05) for _ in range(5)])
+    call = client.call(
+        F, [work(OK, 0.0175)] + [work(OK, 0.0001) for _ in range(5)] + [work(OK, 0.05) for _ in range(5)]
+    )
     wait(world, lambda: any(type(message) is p.InputsReturned for _, _, message in world.trace) or call.over)
     world.settle(100.0)
     assert every(call)
@@ -245,7 +247,7 @@ def two_functions_share_room_for_one(seed: int) -> World:
 def a_small_call_arrives_while_a_map_fills_the_machine(seed: int) -> World:
     """A function that has no container gets one from a function that has several, without waiting for the map's end."""
     world, client = stage(seed, function("f", resources=Resources(1.0)), function("g", resources=Resources(1.0)))
-    long = client.call(F, [work(OK, 1.0) for _ in range(1000)])
+    long = client.call(F, [work(OK, 1.0) for _ in range(300)])
     wait(world, is_running(world, count=4))
     small = client.call(G, [work()])
     wait(world, lambda: small.over, 5.0)
@@ -259,7 +261,9 @@ def a_small_call_arrives_while_a_map_fills_the_machine(seed: int) -> World:
 def who_waits_for_a_gpu_evicts_nobody_in_vain(seed: int) -> World:
     """Idle containers without a GPU stay: their going would not help."""
     window = AutoscalerSettings(scaledown_window=3600.0)
-    world, client = stage(seed, function("f", autoscaler=window), function("g", resources=Resources(gpus=(GpuRequest("H100"),))))
+    world, client = stage(
+        seed, function("f", autoscaler=window), function("g", resources=Resources(gpus=(GpuRequest("H100"),)))
+    )
     world.join("other", 4.0, gpus={"H100": 1})
     idle = client.call(F, [work()])
     wait(world, lambda: idle.over)

@@ -62,7 +62,7 @@ def build(seed: int) -> World:
     """The world of a seed, with its faults still ahead of it."""
     random = Random(seed)
     thorough = random.random() < 0.6
-    size = random.choice((5, 20, 80)) if thorough else random.choice((200, 1000))
+    size = random.choice((5, 30, 100)) if thorough else random.choice((200, 1500))
     span = random.choice(SPANS_S)
     world = World(seed, draw_conditions(random, span), 1 if thorough else 29)
     for number in range(random.choice((1, 1, 2))):
@@ -166,7 +166,7 @@ class Plan:
 
     def calls(self, size: int) -> None:
         random = self._random
-        for number in range(random.choice((1, 4, 12))):
+        for number in range(random.choice((2, 8, 20))):
             apps = [self._deployed, self._owned] if number % 3 == 1 else [self._deployed]
             app = random.choice(apps)
             client = self._programs[1] if app is self._owned else random.choice(self._programs)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 FOREVER = float("inf")
 TRACE = 40
 """Events that a failure shows."""
+SHOWN = 240
+"""Characters of an event that are shown."""
 MAX_EVENTS = 2_000_000
 """More than any world needs: where it takes so many, something goes round in circles."""
 TIME_PASSED = p.TimePassed()
@@ -85,7 +87,16 @@ class World:
         self.at(self.now + seconds, action, argument)
 
     def run(self, until: float = FOREVER, done: Callable[[], bool] | None = None) -> bool:
-        """Lets time pass up to `until`, or until `done`; False where `done` did not come about."""
+        """Lets time pass up to `until`, or until `done`; False where `done` did not come about. What breaks a rule
+        carries the last events as a note."""
+        try:
+            self._run(until, done)
+        except Exception as error:
+            error.add_note("\n".join(self.last_events()))
+            raise
+        return done is None or done()
+
+    def _run(self, until: float, done: Callable[[], bool] | None) -> None:
         heap = self._heap
         while heap and heap[0][0] <= until:
             when, _, action, argument = heappop(heap)
@@ -95,10 +106,13 @@ class World:
                 self.checks.fail("progress", f"{self.events} events, and no end: {self.stuck()}")
             action(argument)
             if done is not None and done():
-                return True
+                return
         if until != FOREVER:
             self.now = until
-        return done is None or done()
+
+    def last_events(self) -> list[str]:
+        """What the plane was told last, oldest first."""
+        return [f"{when:12.6f} {sender or '-':8} {str(message)[:SHOWN]}" for when, sender, message in self.trace]
 
     def draw(self, span: tuple[float, float]) -> float:
         return span[0] + (span[1] - span[0]) * self.random.random()
@@ -216,7 +230,9 @@ class World:
         """After healing: everything must end within `bound_s`, and the machine come to rest."""
         self.heal()
         if not self.run(self.now + bound_s, lambda: self.up and not self.outstanding):
-            self.checks.fail("progress", f"{self.outstanding} calls are not over {bound_s:g} s after all faults: {self.stuck()}")
+            self.checks.fail(
+                "progress", f"{self.outstanding} calls are not over {bound_s:g} s after all faults: {self.stuck()}"
+            )
         self.checks.rest()
 
     def stuck(self) -> str:

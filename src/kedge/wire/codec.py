@@ -115,10 +115,12 @@ class FrameDecoder:
             raise FrameError(f"not a kedge frame: it starts with {start!r}, expected {MAGIC!r}")
         if len(start) > 3 and start[3] != MAGIC[3]:
             raise FrameError(f"protocol version {header[3]}, expected {MAGIC[3]}: use the same kedge on both sides")
+        if len(header) < HEADER_SIZE:
+            return 0
         size = int.from_bytes(header[4:HEADER_SIZE], "little")
         if size > self.limit:
             raise FrameError(f"a frame of {size} bytes, the limit is {self.limit}")
-        return size if len(header) >= HEADER_SIZE else 0
+        return size
 
     def _decode(self, body: memoryview) -> list[Any]:
         try:
