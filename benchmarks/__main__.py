@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import calls, core, memory
+from benchmarks import calls, core, memory, peers
 from benchmarks.report import RESULTS, Report, machine
 
-ALL = {"core": core.run, "memory": memory.run, "calls": calls.run}
+ALL = {"core": core.run, "memory": memory.run, "calls": calls.run, "peers": peers.run}
 
 
 def main(names: list[str]) -> int:

@@ -70,6 +70,14 @@ def median_us(call: Callable[[], object], rounds: int, warm: int = 50) -> float:
     return statistics.median(times) * 1e6
 
 
+def paired_us(ours: Callable[[], object], theirs: Callable[[], object], turns: int = 12) -> tuple[float, float, float]:
+    """Median microseconds of two calls taken in turns, and the median of the ratios of each turn: what the machine does
+    meanwhile befalls both."""
+    pairs = [(median_us(ours, 250, 30), median_us(theirs, 250, 30)) for _ in range(turns)]
+    ratio = statistics.median(mine / other for mine, other in pairs)
+    return statistics.median(mine for mine, _ in pairs), statistics.median(other for _, other in pairs), ratio
+
+
 @contextmanager
 def stopwatch() -> Iterator[list[float]]:
     """Seconds of the block, in a list of one, after it has ended."""

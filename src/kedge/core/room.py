@@ -1,7 +1,8 @@
 """Pools that need a container while no machine has room for it, and the containers of others that leave for them.
 
-Idle containers leave before their time where that gives somebody a place, and never where it would not. A pool that has
-no container at all comes before one that wants more; a container that has just come up is first given what waits for it.
+Idle containers leave before their time where that gives somebody a place, and never where it would not. A pool that
+has no container at all comes before one that wants more; a container that has just come up is first given what waits
+for it.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ class Rpc:
         if not address:
             log.warning("a connection was closed before it said who it is: %s", reason)
             return
-        if reason != "closed by the peer":
+        if reason != "closed by the peer" and not self._driver.ending:
             log.warning("%s: %s", address, reason)
         del self._driver.links[address]
         if address.startswith("se-"):

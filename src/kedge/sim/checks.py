@@ -1,8 +1,8 @@
 """What must always hold, and what must come about once faults have stopped.
 
-These checks keep books of their own: of processes, of user code that runs, of leases, of results as callers see them. They
-ask the plane only for what nobody else can know, such as whether an input waits. `Plane.check` recounts the plane's own
-indices beside them.
+These checks keep books of their own: of processes, of user code that runs, of leases, of results as callers see them.
+They ask the plane only for what nobody else can know, such as whether an input waits. `Plane.check` recounts the
+plane's own indices beside them.
 """
 
 from __future__ import annotations

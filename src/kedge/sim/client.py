@@ -77,7 +77,8 @@ class SimCall:
     def __repr__(self) -> str:
         missing = list(self.open())[:5]
         state = "over" if self.over else f"{len(self.results)} of {self.sent} sent inputs, missing {missing}"
-        return f"<{self.id} to {self.pool}{' durable' if self.durable else ''}: {state}{' cancelled' if self.cancelled else ''}>"
+        kind = f"{' durable' if self.durable else ''}{' cancelled' if self.cancelled else ''}"
+        return f"<{self.id} to {self.pool}{kind}: {state}>"
 
 
 class SimClient:

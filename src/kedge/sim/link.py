@@ -47,6 +47,9 @@ class Conditions(NamedTuple):
         )
 
 
+CALM = Conditions()
+
+
 class Link:
     """One direction of a connection: frames arrive in order, late, or, once it is cut, not at all."""
 

@@ -1,7 +1,7 @@
 """The machines: an engine that makes containers exist, and containers whose user code is drawn instead of run.
 
-What user code does is written in the input's payload (`work`): for how long it runs, and how it ends. A container runs the
-real `Session`; around it, it may fail to start, crash at any moment, lose its last words, or refuse to leave.
+What user code does is written in the input's payload (`work`): for how long it runs, and how it ends. A container runs
+the real `Session`; around it, it may fail to start, crash at any moment, lose its last words, or refuse to leave.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def work(kind: str = OK, seconds: float = 0.01, detail: str | int = "") -> Paylo
 class Run:
     """One attempt as user code sees it."""
 
-    __slots__ = ("cancelled", "child", "dispatch", "disowned", "ended", "kind", "started_at")
+    __slots__ = ("cancelled", "child", "disowned", "dispatch", "ended", "kind", "started_at")
 
     def __init__(self, dispatch: p.Dispatch, kind: str, now: float) -> None:
         self.dispatch = dispatch

@@ -1,7 +1,7 @@
 """Named stories, first part: the scars that systems like this one have collected, cancels, and containers that fail.
 
-A scenario builds its world, plays its story, asserts what the story is about, and ends with `settle`, so that every general
-check holds too. It takes a seed, which draws the delays.
+A scenario builds its world, plays its story, asserts what the story is about, and ends with `settle`, so that every
+general check holds too. It takes a seed, which draws the delays.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def a_container_crashes_while_it_drains(seed: int) -> World:
 
 @scenario
 def the_server_restarts_in_mid_burst(seed: int) -> World:
-    """Callers send the same ids to the new server; what was spawned is run from its journal; nobody sees two results."""
+    """Callers send the same ids to the new server; what was spawned comes from the journal; nobody sees two results."""
     world, client = stage(seed, function("f", concurrency=Concurrency(4, 3, True)))
     mapped = client.call(F, [work(OK, 0.2) for _ in range(60)], window=20)
     spawned = client.call(F, [work(OK, 0.2) for _ in range(40)], durable=True)

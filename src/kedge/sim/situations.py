@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from kedge.model import protocol as p
 from kedge.model.payload import SUCCESS, TERMINATED
 from kedge.model.spec import AutoscalerSettings, Concurrency, GpuRequest, MethodSpec, Resources
@@ -95,7 +97,7 @@ def to_zero_and_back(seed: int) -> World:
     world, client = stage(seed, function("f", autoscaler=AutoscalerSettings(scaledown_window=2.0)))
     for rounds in range(1, 4):
         call = client.call(F, [work(OK, 0.5) for _ in range(4)])
-        wait(world, lambda call=call: call.over)
+        wait(world, partial(getattr, call, "over"))
         world.run(world.now + 10.0)
         assert not world.engine.containers
         assert world.ids["ct"] == 4 * rounds
@@ -120,7 +122,7 @@ def a_steady_load_starts_and_stops_nothing(seed: int) -> World:
 
 @scenario
 def short_inputs_wait_behind_a_long_one(seed: int) -> World:
-    """All inputs so far were short, so a backlog seems no reason for another container; one long input proves it wrong."""
+    """All inputs so far were short, so a backlog seems no reason for another container. One long input changes that."""
     world, client = stage(seed, function("f"))
     prime(world, client, 0.001)
     long = client.call(F, [work(OK, 3600.0)])
@@ -282,7 +284,7 @@ def who_waits_for_a_gpu_evicts_nobody_in_vain(seed: int) -> World:
 
 @scenario
 def nested_calls_on_a_full_machine(seed: int) -> World:
-    """Every slot waits for calls to a function that has no container: it gets one beyond what the machine has room for."""
+    """Every slot waits for calls to a function that has no container: it gets one beyond the room there is."""
     f, g = function("f", resources=Resources(1.0)), function("g", resources=Resources(1.0))
     world, client = stage(seed, f, g)
     outer = client.call(F, [work(OK, 1.0) for _ in range(4)])

@@ -1,4 +1,4 @@
-"""What must survive the server: inputs and results of durable calls, in memory that a crash of the plane does not touch."""
+"""What must survive the server: inputs and results of durable calls, where a crash of the plane does not touch them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A whole world from one seed: machines, functions, programs that call them, and what goes wrong meanwhile.
 
-Each seed switches some kinds of faults on and others off, so that rare combinations do not drown in common ones. Whatever
-is drawn stays possible to finish: the containers that must be kept never fill the machines.
+Each seed switches some kinds of faults on and others off, so that rare combinations do not drown in common ones.
+Whatever is drawn stays possible to finish: the containers that must be kept never fill the machines.
 """
 
 from __future__ import annotations
@@ -53,13 +53,15 @@ def run_seed(seed: int) -> Summary:
 
 
 def finish(world: World) -> Summary:
+    """Lets everything happen, ends the faults, and waits until the world has come to rest."""
+    world.run(world.span)
     world.settle(BOUND_S)
-    started = world.ids["ct"] if "ct" in world.ids else 0
+    started = world.ids.get("ct", 0)
     return Summary(world.seed, world.events, world.now, world.checks.attempts, started, world.digest)
 
 
 def build(seed: int) -> World:
-    """The world of a seed, with its faults still ahead of it."""
+    """The world of a seed, with all that happens still ahead of it."""
     random = Random(seed)
     thorough = random.random() < 0.6
     size = random.choice((5, 30, 100)) if thorough else random.choice((200, 1500))
@@ -77,7 +79,7 @@ def build(seed: int) -> World:
     plan = Plan(world, random, span, deployed, owned, programs)
     plan.calls(size)
     plan.faults()
-    world.run(span)
+    world.span = span
     return world
 
 

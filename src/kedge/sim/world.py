@@ -2,12 +2,12 @@
 
 The rules:
 
-* One heap of things to come and one `Random`: the same seed gives the same world, event by event. Nothing reads a clock,
-  and nothing iterates a set.
+* One heap of things to come and one `Random`: the same seed gives the same world, event by event. Nothing reads a
+  clock, and nothing iterates a set.
 * The plane and the containers' sessions are the objects that production runs. Only their surroundings are simulated:
   clients, engine, links, user code and store.
-* Every link keeps its order, as a stream socket does. Between links there is no order. What is sent in one instant is one
-  frame. A cut link loses what is on its way.
+* Every link keeps its order, as a stream socket does. Between links there is no order. What is sent in one instant is
+  one frame. A cut link loses what is on its way.
 * `heal` ends all faults; what follows must then come to rest, which `checks` demands.
 """
 
@@ -28,7 +28,7 @@ from kedge.model import protocol as p
 from kedge.model.ids import pool_id
 from kedge.model.spec import AppSpec, CodeSpec, EnvironmentSpec, FunctionSpec, Variant
 from kedge.sim.checks import Checks
-from kedge.sim.link import Conditions
+from kedge.sim.link import CALM, Conditions
 from kedge.sim.machine import SimEngine
 from kedge.sim.store import SimStore
 
@@ -46,11 +46,13 @@ TIME_PASSED = p.TimePassed()
 
 
 class World:
-    def __init__(self, seed: int = 0, conditions: Conditions = Conditions(), check_every: int = 1) -> None:
+    def __init__(self, seed: int = 0, conditions: Conditions = CALM, check_every: int = 1) -> None:
         self.seed = seed
         self.random = Random(seed)
         self.conditions = conditions
         self.now = 0.0
+        self.span = 0.0
+        """Seconds in which things go wrong, where a workload says so."""
         self.events = 0
         self.time_passed = 0
         self.outstanding = 0
