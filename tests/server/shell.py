@@ -52,7 +52,7 @@ class Peer:
     def __init__(self) -> None:
         self.messages: list[Any] = []
         self.reason: str | None = None
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(100)
         self.connection = AsyncConnection(p.ToClient, self._heard, self._closed)
 
     def _heard(self, connection: AsyncConnection, messages: list[Any]) -> None:

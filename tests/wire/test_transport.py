@@ -394,3 +394,29 @@ async def test_reading_can_be_paused() -> None:
     await until(lambda: end.messages)
     peer.close()
     await end.closed()
+
+
+def test_a_send_from_within_a_send_of_the_same_thread_comes_after_it() -> None:
+    """A signal handler, or a finalizer that the garbage collector runs, may send while its own thread is sending."""
+    left, right = socket.socketpair()
+    with left, right:
+        sender = BlockingConnection(left, p.FromClient)
+
+        class Interrupted:
+            """A socket whose thread says something else in the middle of a frame."""
+
+            def sendall(self, frame: bytes) -> None:
+                left.sendall(frame[:5])
+                if not nested:
+                    nested.append(True)
+                    sender.send([p.CallClosed("fc-nested", 1)])
+                left.sendall(frame[5:])
+
+        nested: list[bool] = []
+        sender._socket = Interrupted()  # type: ignore[assignment]
+        sender.send([p.CallClosed("fc-first", 1)])
+        receiver = BlockingConnection(right, p.FromClient)
+        received = receiver.receive(5)
+        while len(received) < 2:
+            received += receiver.receive(5)
+        assert [message.call for message in received] == ["fc-first", "fc-nested"]

@@ -150,9 +150,8 @@ class Calls:
         if call.durable:
             call.done[input.index] = result.status
             self._outbox.record(call.id, input.index, result)
-            for waiter in call.waiters:
-                if waiter.wants(input.index):
-                    self._outbox.deliver(waiter.session, call.id, input.index, result)
+            for session in dict.fromkeys(waiter.session for waiter in call.waiters if waiter.wants(input.index)):
+                self._outbox.deliver(session, call.id, input.index, result)
             self._leave_to_store(call)
             return
         if call.session:
@@ -161,7 +160,8 @@ class Calls:
             self.by_id.pop(call.id, None)
 
     def refuse(self, session: str, call: str, error: ErrorInfo, request: int = 0) -> None:
-        self._outbox.send(session, CallRefused(call, error, request))
+        if session:
+            self._outbox.send(session, CallRefused(call, error, request))
 
     def remember_cancelled(self, call: str) -> None:
         self._cancelled[call] = None

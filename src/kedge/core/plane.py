@@ -156,9 +156,8 @@ class Plane:
     def _stop(self, app: App, reason: str) -> None:
         if not app.stopped:
             app.stopped = reason
-            gone = Result(
-                TERMINATED, error=ErrorInfo("ExecutionError", f"the app {app.spec.name} has stopped: {reason}")
-            )
+            why = ErrorInfo("ExecutionError", f"the app {app.spec.name} has stopped: {reason}")
+            gone = Result(TERMINATED, error=why)
             for pool in app.pools.values():
                 for call in self._calls_of(pool):
                     pool.cancel_call(call, gone)
@@ -229,6 +228,9 @@ class Plane:
         call = self.calls.open(
             message.call, pool, sender, message.method, message.durable, message.stream, message.parent
         )
+        if call.pool is not pool or call.durable is not message.durable:
+            self.drop("inputs that do not fit their call")
+            return
         inputs = self.calls.submit(call, message.first, message.payloads)
         if message.total >= 0:
             self.calls.total(call, message.total)
@@ -263,9 +265,8 @@ class Plane:
         self.touch(pool)
 
     def _inputs_finished(self, message: p.InputsFinished, now: float, sender: str) -> None:
-        container = self.containers.get(sender)
+        container = self._known(sender, "inputs finished")
         if container is None:
-            self.drop("inputs finished by a container that is gone")
             return
         pool = container.pool
         pool.finish(container, message.inputs, now)
@@ -274,19 +275,21 @@ class Plane:
         self._touched[pool] = None
 
     def _inputs_started(self, message: p.InputsStarted, now: float, sender: str) -> None:
-        container = self.containers.get(sender)
-        if container is None:
-            self.drop("inputs started by a container that is gone")
-            return
-        container.pool.started(container, message.leases)
+        container = self._known(sender, "inputs started")
+        if container is not None:
+            container.pool.started(container, message.leases)
 
     def _inputs_returned(self, message: p.InputsReturned, now: float, sender: str) -> None:
+        container = self._known(sender, "inputs returned")
+        if container is not None:
+            container.pool.returned(container, message.leases)
+            self.touch(container.pool)
+
+    def _known(self, sender: str, what: str) -> Container | None:
         container = self.containers.get(sender)
         if container is None:
-            self.drop("inputs returned by a container that is gone")
-            return
-        container.pool.returned(container, message.leases)
-        self.touch(container.pool)
+            self.drop(f"{what} by a container that is gone")
+        return container
 
     # ------------------------------------------------------------ results that are asked for
 
@@ -388,20 +391,16 @@ class Plane:
             container.process = message.process
 
     def _container_ready(self, message: p.ContainerReady, now: float, sender: str) -> None:
-        container = self.containers.get(sender)
-        if container is None:
-            self.drop("ready a container that is gone")
-            return
-        container.pool.fleet.became_ready(container, now)
-        self.touch(container.pool)
+        container = self._known(sender, "ready said")
+        if container is not None:
+            container.pool.fleet.became_ready(container, now)
+            self.touch(container.pool)
 
     def _container_failed(self, message: p.ContainerFailed, now: float, sender: str) -> None:
-        container = self.containers.get(sender)
-        if container is None:
-            self.drop("failed a container that is gone")
-            return
-        container.pool.fleet.failed(container, message.error)
-        self.touch(container.pool)
+        container = self._known(sender, "failure said")
+        if container is not None:
+            container.pool.fleet.failed(container, message.error)
+            self.touch(container.pool)
 
     def _container_disconnected(self, message: p.ContainerDisconnected, now: float, sender: str) -> None:
         """Its connection is gone: it can neither be given inputs nor tell of them, so its process must go too."""
@@ -415,8 +414,8 @@ class Plane:
         container = self.containers.get(message.container)
         if container is None:
             self.drop("lost a container that is gone")
-            return
-        self._lost(container, message, False)
+        else:
+            self._lost(container, message, False)
 
     def _lost(self, container: Container, message: p.ContainerLost, machine_too: bool) -> None:
         pool = container.pool
@@ -437,8 +436,7 @@ class Plane:
 
     def _node_joined(self, message: p.NodeJoined, now: float, sender: str) -> None:
         self.scheduler.join(message.node, message.cpu, message.memory, message.gpus)
-        for pool in self.pools.values():
-            self.touch(pool)
+        self._touched.update(dict.fromkeys(self.pools.values()))
 
     def _node_lost(self, message: p.NodeLost, now: float, sender: str) -> None:
         for container in [c for c in self.containers.values() if c.placement.node == message.node]:

@@ -74,19 +74,24 @@ class Writer:
             database = self.connect()
             try:
                 prepare(database)
-            finally:
+            except BaseException:
                 database.close()
+                raise
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{self.path} cannot be used: {error}") from error
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="kedge-store", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(database,), name="kedge-store", daemon=True)
         self._thread.start()
 
     def connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        database.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+        try:
+            database.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+        except BaseException:
+            database.close()
+            raise
         return database
 
     def put(
@@ -120,8 +125,7 @@ class Writer:
 
     # ------------------------------------------------------------ the thread
 
-    def _run(self) -> None:
-        database = self.connect()
+    def _run(self, database: sqlite3.Connection) -> None:
         going = True
         while going:
             batch = self._next_batch()

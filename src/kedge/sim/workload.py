@@ -100,7 +100,7 @@ def draw_conditions(random: Random, span: float) -> Conditions:
         connects_early=random.choice((0.0, 0.5, 1.0)),
         never_starts=some(random, 0.2, 0.1),
         crashes_starting=some(random, 0.2, 0.2),
-        fails_starting=some(random, 0.15, 0.1),
+        fails_starting=some(random, 0.25, 0.1),
         hangs_starting=some(random, 0.1, 0.05),
         hangs_exiting=some(random, 0.2, 0.3),
         crash_rate=some(random, 0.4, random.choice((0.2, 2.0)) / span * 5),

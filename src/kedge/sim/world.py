@@ -231,11 +231,15 @@ class World:
     def settle(self, bound_s: float) -> None:
         """After healing: everything must end within `bound_s`, and the machine come to rest."""
         self.heal()
-        if not self.run(self.now + bound_s, lambda: self.up and not self.outstanding):
+        if not self.run(self.now + bound_s, self._is_over):
             self.checks.fail(
                 "progress", f"{self.outstanding} calls are not over {bound_s:g} s after all faults: {self.stuck()}"
             )
         self.checks.rest()
+
+    def _is_over(self) -> bool:
+        """Whether every call is, also spawned ones whose caller is gone."""
+        return self.up and not self.outstanding and not any(call.open for call in self.plane.calls.by_id.values())
 
     def stuck(self) -> str:
         return "; ".join(str(call) for client in self.clients for call in client.calls.values() if not call.over)[:2000]

@@ -14,6 +14,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -39,7 +40,11 @@ class BlockingConnection:
         sock.setblocking(True)
         self._socket = sock
         self._decoder = FrameDecoder(union)
-        self._send_lock = threading.Lock()
+        self._send_lock = threading.RLock()
+        self._unsent: deque[bytes] = deque()
+        """Frames of the thread that holds the lock: what it says in a signal handler or a finalizer, while it is in the
+        middle of a frame, comes after that frame."""
+        self._sending = False
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
@@ -70,10 +75,19 @@ class BlockingConnection:
         frames = list(encode_all(messages))
         try:
             with self._send_lock:
-                for frame in frames:
-                    self._socket.sendall(frame)
+                self._unsent.extend(frames)
+                if not self._sending:
+                    self._send_all()
         except OSError as error:
             raise ConnectionLost(str(error)) from None
+
+    def _send_all(self) -> None:
+        self._sending = True
+        try:
+            while self._unsent:
+                self._socket.sendall(self._unsent.popleft())
+        finally:
+            self._sending = False
 
     def receive(self, timeout: float | None = None) -> list[Any]:
         """The next messages; an empty list after `timeout` seconds. ConnectionLost at the end of the stream."""

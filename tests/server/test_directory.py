@@ -1,0 +1,84 @@
+"""One machine's server per home, private ones beside it, and nothing left of those that were killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from kedge.server.directory import SOCKET_PATH_LIMIT, StateDirectory
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_machine_has_one_server_per_home(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with StateDirectory(home, private=False) as directory:
+        assert directory.path == home / "server"
+        assert directory.socket == str(home / "server" / "plane.sock")
+        with (
+            pytest.raises(ValueError, match=r"a server is running already in .*home/server; stop it first, or use"),
+            StateDirectory(home, private=False),
+        ):
+            pass
+        with StateDirectory(home, private=True) as private, StateDirectory(home, private=True) as other:
+            assert private.path.parent == other.path.parent == home / "private"
+            assert private.path != other.path
+        assert not private.path.exists()
+    with StateDirectory(home, private=False):
+        pass
+    assert directory.path.exists()
+
+
+def test_everything_is_private_to_its_user(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "server").mkdir(parents=True, mode=0o755)
+    (home / "server").chmod(0o755)
+    with StateDirectory(home, private=False) as directory, StateDirectory(home, private=True) as private:
+        directory.publish({"token": "secret"})
+        assert json.loads((directory.path / "server.json").read_text()) == {"token": "secret"}
+        for path in (directory.path, home / "private", private.path):
+            assert mode(path) == 0o700, path
+        for path in (directory.path / "server.json", directory.path / "lock", home / "private.lock"):
+            assert mode(path) == 0o600, path
+    assert not (directory.path / "server.json").exists()
+
+
+def test_private_directories_of_dead_servers_are_removed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    with StateDirectory(tmp_path, private=True) as alive:
+        dead = tmp_path / "private" / "dead"
+        dead.mkdir()
+        (dead / "lock").touch()
+        (dead / "state.db").write_bytes(b"x")
+        unknown = tmp_path / "private" / "unknown"
+        unknown.mkdir()
+        with StateDirectory(tmp_path, private=False):
+            assert alive.path.exists()
+            assert not dead.exists()
+            assert unknown.exists()
+
+
+def test_a_socket_of_a_long_path_lies_elsewhere_and_is_removed_even_after_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    home = tmp_path / ("long" * 30)
+    with StateDirectory(home, private=False) as directory:
+        first = Path(directory.socket)
+        assert len(os.fsencode(first)) <= SOCKET_PATH_LIMIT
+        assert mode(first.parent) == 0o700
+    assert not first.parent.exists()
+    crashed = StateDirectory(home, private=False)
+    crashed.__enter__()
+    left = Path(crashed.socket).parent
+    assert crashed._lock is not None
+    crashed._lock.close()
+    with StateDirectory(home, private=False) as again:
+        assert not left.exists()
+        assert Path(again.socket).parent.exists()
