@@ -82,7 +82,9 @@ class Bench:
         self.now = end
         return orders
 
-    def submit(self, inputs: int = 1, call: str = "fc-1", pool: str = F, first: int = 0, **options: Any) -> list[Command]:
+    def submit(
+        self, inputs: int = 1, call: str = "fc-1", pool: str = F, first: int = 0, **options: Any
+    ) -> list[Command]:
         session = options.pop("session", "se-1")
         payloads = [Payload(data=b"%d" % index) for index in range(first, first + inputs)]
         return self.send(p.InputsSubmitted(call, pool, first, payloads, **options), session)

@@ -53,7 +53,7 @@ TABLE = [
         1,
     ),
     (
-        "it did not drain at all: slots are held by longer inputs",
+        "it did not drain: slots are held by longer inputs",
         {"queued": 12, "running": 10, "ready": 1, "service_s": 0.001, "over_s": 2.0, "finished": 3},
         {},
         3,

@@ -53,7 +53,7 @@ def test_pick(loads: tuple[int, ...], picked: int | None) -> None:
 
 
 def test_a_burst_spreads_and_a_trickle_gathers() -> None:
-    index, boxes = index_of(0, 0, 0)
+    index, _ = index_of(0, 0, 0)
     order = []
     for _ in range(3 * 6):
         box = index.pick(4, 6)
@@ -138,7 +138,9 @@ def test_it_agrees_with_a_plain_search(steps: list[tuple[int, int, bool]]) -> No
         there = [b for b in boxes if b.indexed]
         below = [b for b in there if b.load < 4]
         above = [b for b in there if 4 <= b.load < 6]
-        best = min(below, key=lambda b: (-b.load, b.order), default=min(above, key=lambda b: (b.load, b.order), default=None))
+        best = min(
+            below, key=lambda b: (-b.load, b.order), default=min(above, key=lambda b: (b.load, b.order), default=None)
+        )
         assert index.pick(4, 6) is best
         assert index.pick_where(4, 6, lambda b: True) is best
         assert sorted(b.order for b in index) == [b.order for b in there]

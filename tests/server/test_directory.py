@@ -80,5 +80,19 @@ def test_a_socket_of_a_long_path_lies_elsewhere_and_is_removed_even_after_a_cras
     assert crashed._lock is not None
     crashed._lock.close()
     with StateDirectory(home, private=False) as again:
-        assert not left.exists()
-        assert Path(again.socket).parent.exists()
+        assert again.socket == crashed.socket
+    assert not left.exists()
+    left.mkdir(mode=0o755)
+    with pytest.raises(ValueError, match="is not private to this user: remove it"), StateDirectory(home, private=False):
+        pass
+    left.rmdir()
+
+
+def test_a_token_stays_the_same(tmp_path: Path) -> None:
+    with StateDirectory(tmp_path, private=False) as directory:
+        token = directory.token()
+        assert mode(directory.path / "token") == 0o600
+    with StateDirectory(tmp_path, private=False) as directory:
+        assert directory.token() == token
+    with StateDirectory(tmp_path, private=True) as private:
+        assert private.token() != token

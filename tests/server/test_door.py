@@ -81,7 +81,9 @@ BAD = [
     Bad(declared(resources=Resources(gpus=(GpuRequest("H100", 0),))), r"resources\.gpus\.count is 0"),
     Bad(declared(autoscaler=AutoscalerSettings(min_containers=-1)), r"autoscaler\.min_containers is -1"),
     Bad(declared(autoscaler=AutoscalerSettings(scaledown_window=inf)), r"autoscaler\.scaledown_window is inf"),
-    Bad(p.AppCreated(1, replace(app(), functions=(replace(app().functions[0], name=""),))), r"functions\.name is empty"),
+    Bad(
+        p.AppCreated(1, replace(app(), functions=(replace(app().functions[0], name=""),))), r"functions\.name is empty"
+    ),
     Bad(
         p.VariantBound(Variant(function="f", variant="v", spec=replace(app().functions[0], timeout=nan))),
         r"VariantBound\.variant\.spec\['square'\]\.timeout is nan",

@@ -465,9 +465,7 @@ async def test_a_failure_in_passing_time_is_logged_and_time_goes_on(
 
 
 @on_loop
-async def test_a_full_disk_refuses_the_spawn_and_nothing_else(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_full_disk_refuses_the_spawn_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     async with running(tmp_path) as shell:
         client = await shell.client(p.AppCreated(1, app(ephemeral=False)))

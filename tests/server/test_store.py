@@ -62,7 +62,9 @@ def rows(directory: Path, query: str) -> list[Any]:
 
 
 def done(call: str, *indices: int, text: str = "r", blob: str = "") -> p.OutputsRecorded:
-    return p.OutputsRecorded(call, [p.Output(i, Result(payload=Payload(data=text.encode(), blob=blob))) for i in indices])
+    return p.OutputsRecorded(
+        call, [p.Output(i, Result(payload=Payload(data=text.encode(), blob=blob))) for i in indices]
+    )
 
 
 # ---------------------------------------------------------------- accepting
@@ -277,7 +279,9 @@ async def test_everything_that_is_not_over_is_loaded_again(tmp_path: Path) -> No
 async def test_the_state_of_a_newer_kedge_is_refused(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as database:
         database.execute("PRAGMA user_version = 7")
-    with pytest.raises(StoreError, match=r"was written by a newer kedge \(format 7, this one knows 1\): use that version"):
+    with pytest.raises(
+        StoreError, match=r"was written by a newer kedge \(format 7, this one knows 1\): use that version"
+    ):
         Store(tmp_path).open()
 
 

@@ -54,7 +54,9 @@ class End:
         return self.reason
 
 
-async def pair(reply: Callable[[Any], list[Any]] = lambda message: [], **options: Any) -> tuple[End, BlockingConnection]:
+async def pair(
+    reply: Callable[[Any], list[Any]] = lambda message: [], **options: Any
+) -> tuple[End, BlockingConnection]:
     ours, theirs = socket.socketpair()
     return await End(p.FromClient, reply, **options).serve(ours), BlockingConnection(theirs, p.ToClient)
 
@@ -238,7 +240,10 @@ def test_receive_gives_nothing_when_time_is_over_even_if_bytes_trickle() -> None
 
 
 def test_the_end_of_the_stream_says_whether_it_was_in_the_middle_of_a_frame() -> None:
-    for sent, reason in ((b"", "the peer closed the connection$"), (encode([BYE])[:9], "after 9 bytes of an unfinished")):
+    for sent, reason in (
+        (b"", "the peer closed the connection$"),
+        (encode([BYE])[:9], "after 9 bytes of an unfinished"),
+    ):
         ours, theirs = socket.socketpair()
         peer = BlockingConnection(ours, p.ToClient)
         theirs.sendall(sent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import msgspec
@@ -21,24 +22,42 @@ SPOKEN = [(name, kind) for name, union in UNIONS.items() for kind in get_args(un
 """Every message with every union in which it crosses a socket."""
 
 _text = st.text(st.characters(codec="utf-8"), max_size=20)
-_plain = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | _text | st.floats(allow_nan=False)
+_whole = st.integers(-(2**63), 2**64 - 1)
+_real = st.floats(allow_nan=False)
+_plain = st.none() | st.booleans() | _whole | _text | _real
 _anything = st.recursive(
     _plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=3), max_leaves=8
 )
 
 
-def messages(*kinds: type) -> st.SearchStrategy[Any]:
-    return st.one_of([_of(msgspec.inspect.type_info(kind)) for kind in kinds])
+def messages(
+    *kinds: type,
+    text: st.SearchStrategy[str] = _text,
+    whole: st.SearchStrategy[int] = _whole,
+    real: st.SearchStrategy[float] = _real,
+) -> st.SearchStrategy[Any]:
+    """Messages of these kinds, with `text`, `whole` and `real` for their strings, integers and floats."""
+
+    def of(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
+        return _of(info, of, text, whole, real)
+
+    return st.one_of([of(msgspec.inspect.type_info(kind)) for kind in kinds])
 
 
-def _of(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
+def _of(
+    info: msgspec.inspect.Type,
+    of: Callable[[msgspec.inspect.Type], st.SearchStrategy[Any]],
+    text: st.SearchStrategy[str],
+    whole: st.SearchStrategy[int],
+    real: st.SearchStrategy[float],
+) -> st.SearchStrategy[Any]:
     match info:
         case msgspec.inspect.IntType():
-            return st.integers(-(2**63), 2**64 - 1)
+            return whole
         case msgspec.inspect.FloatType():
-            return st.floats(allow_nan=False)
+            return real
         case msgspec.inspect.StrType():
-            return _text
+            return text
         case msgspec.inspect.BytesType():
             return st.binary(max_size=40)
         case msgspec.inspect.BoolType():
@@ -48,15 +67,15 @@ def _of(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
         case msgspec.inspect.AnyType():
             return _anything
         case msgspec.inspect.ListType(item_type=item):
-            return st.lists(_of(item), max_size=3)
+            return st.lists(of(item), max_size=3)
         case msgspec.inspect.VarTupleType(item_type=item):
-            return st.lists(_of(item), max_size=3).map(tuple)
+            return st.lists(of(item), max_size=3).map(tuple)
         case msgspec.inspect.TupleType(item_types=items):
-            return st.tuples(*map(_of, items))
+            return st.tuples(*map(of, items))
         case msgspec.inspect.DictType(key_type=key, value_type=value):
-            return st.dictionaries(_of(key), _of(value), max_size=3)
+            return st.dictionaries(of(key), of(value), max_size=3)
         case msgspec.inspect.UnionType(types=types):
-            return st.one_of(list(map(_of, types)))
+            return st.one_of(list(map(of, types)))
         case msgspec.inspect.StructType(cls=cls, fields=fields):
-            return st.builds(cls, **{field.name: _of(field.type) for field in fields})
+            return st.builds(cls, **{field.name: of(field.type) for field in fields})
     raise AssertionError(f"no strategy for {info}")

@@ -71,8 +71,8 @@ def decide(seen: Observation, settings: AutoscalerSettings) -> Decision:
     have = seen.ready + seen.starting
     if by_target > have and seen.ready and seen.service_s is not None:
         drain_s = max(0, demand - seen.ready * seen.target_inputs) * seen.service_s / (seen.ready * seen.max_inputs)
-        # Where not even as many have ended as are here, slots are held by much longer inputs than most are.
-        hope = seen.over_s < PATIENCE_S or seen.finished >= demand
+        # Where fewer have ended than run, slots are held by inputs that are much longer than most.
+        hope = seen.over_s < PATIENCE_S or seen.finished >= seen.running
         if drain_s < seen.startup_s and hope:
             busy = seen.finished * seen.service_s / seen.over_s if seen.over_s >= PATIENCE_S else 0.0
             wanted = max(have, seen.method_need, min(by_target, ceil(busy / seen.target_inputs)))

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 STARTUP_GUESS_S = 0.2
 """Expected start of a container before one has been seen: about one fresh interpreter."""
 MAX_CRASHES = 3
-"""Containers that may die in a row before becoming ready, until those who wait are told."""
+"""Containers that may die in a row before becoming ready, until those who wait are told: so many, and more than are
+still coming up."""
 BACKOFF_S = 0.5
 MAX_BACKOFF_S = 60.0
 """Starts after a failed one wait 0.5 s, doubling up to a minute: a crash loop costs little and heals by itself."""
@@ -67,8 +68,7 @@ class Fleet:
         have = self.ready + self.starting
         if demand <= self.ready * pool.target:
             self._over_since = self._sample = None
-            floor = settings.min_containers + (settings.buffer_containers if demand else 0)
-            if have >= floor and (not pool.method_limits or not pool.queue.ready):
+            if have >= self._floor(demand) and (not pool.method_limits or not pool.queue.ready):
                 self._needs_no_room()
                 return
         elif self._over_since is None:
@@ -206,15 +206,15 @@ class Fleet:
         self.rested(container, now)
 
     def failed(self, container: Container, error: ErrorInfo) -> None:
-        """The user's code did not come up. Everybody who waits hears why, unless other containers serve them, or may
-        yet."""
+        """The user's code did not come up. Everybody who waits hears why, unless other containers serve them, or
+        more are still coming up than have failed in a row."""
         if container.state != STARTING:
             self._plane.drop("failed a container that was not starting")
             return
         self._leave(container, DRAINING)
         self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S))
         self._count_failure()
-        if not self.ready and not self.starting:
+        if not self.ready and self._failures > self.starting:
             self.pool.fail_queued(Result(INIT_FAILURE, error=error))
 
     def _count_failure(self) -> None:
@@ -265,9 +265,16 @@ class Fleet:
     @property
     def spare(self) -> bool:
         """Whether there is one more container than must be kept."""
-        active = self.pool.queue.ready + self.pool.running + self.pool.credited > 0
-        floor = self.settings.min_containers + (self.settings.buffer_containers if active else 0)
-        return self.ready + self.starting > floor
+        pool = self.pool
+        return self.ready + self.starting > self._floor(pool.queue.ready + pool.running + pool.credited)
+
+    def _floor(self, demand: int) -> int:
+        """Containers to keep for so many inputs: the buffer comes on top of those that hold them."""
+        settings = self.settings
+        least = settings.min_containers
+        if demand and settings.buffer_containers:
+            least = max(least, -(-demand // self.pool.target) + settings.buffer_containers)
+        return least if settings.max_containers is None else min(least, settings.max_containers)
 
     def retire(self, container: Container, reason: str) -> None:
         """Asks a ready container to finish and leave."""
@@ -303,7 +310,7 @@ class Fleet:
         self._plane.scheduler.release(container.placement)
         if starting and not machine_too:
             self._count_failure()
-            if self._failures >= MAX_CRASHES and not self.ready and not self.starting:
+            if not self.ready and self._failures >= max(MAX_CRASHES, self.starting + 1):
                 self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, self._failures)))
 
     def _patience(self, container: Container) -> float:

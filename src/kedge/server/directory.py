@@ -7,9 +7,12 @@ belonged to a server that was killed, and is removed when the next server of tha
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +48,6 @@ class StateDirectory:
             raise ValueError(
                 f"a server is running already in {self.path}; stop it first, or use another directory (KEDGE_HOME)"
             )
-        _remove_sockets(self.path)
         self.socket = self._place_for_socket()
         return self
 
@@ -66,13 +68,35 @@ class StateDirectory:
             json.dump(facts, file)
         path.with_suffix(".new").rename(path)
 
+    def token(self) -> str:
+        """What clients over TCP must show: made once for the life of the directory."""
+        path = self.path / "token"
+        try:
+            token = path.read_text().strip()
+        except FileNotFoundError:
+            token = ""
+        if not token:
+            token = secrets.token_hex(32)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                file.write(token)
+        return token
+
     def _place_for_socket(self) -> str:
+        """In the directory itself; where that path is too long in a directory of temporary files, the same each time,
+        so that clients find the server again after a restart."""
         socket = str(self.path / "plane.sock")
         if len(socket.encode()) <= SOCKET_PATH_LIMIT:
             return socket
-        elsewhere = tempfile.mkdtemp(prefix="kedge-")
-        (self.path / "sockets").symlink_to(elsewhere)
-        return os.path.join(elsewhere, "plane.sock")
+        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        elsewhere = Path(tempfile.gettempdir()) / f"kedge-{os.getuid()}-{digest}"
+        elsewhere.mkdir(mode=0o700, exist_ok=True)
+        facts = elsewhere.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+            raise ValueError(f"{elsewhere} should hold this server's socket and is not private to this user: remove it")
+        link = self.path / "sockets"
+        link.unlink(missing_ok=True)
+        link.symlink_to(elsewhere)
+        return str(elsewhere / "plane.sock")
 
 
 def remove_dead(private: Path) -> None:

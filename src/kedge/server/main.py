@@ -113,7 +113,7 @@ async def _serve(options: argparse.Namespace, machine: Machine) -> int:
         engine = ProcessEngine(lambda fact: reporter[0].report(fact))
         driver = Driver(Plane(_new_id), engine, store, launches, output)
         reporter.append(driver)
-        token = secrets.token_hex(32)
+        token = directory.token()
         rpc = Rpc(driver, launches, str(directory.path), token)
         recovery = Recovery(driver, store)
         try:

@@ -27,7 +27,7 @@ from kedge.sim.link import Conditions
 from kedge.sim.machine import FAIL, FLAKY, NEST, OK, POISON, STUBBORN, work
 from kedge.sim.world import World, app, function
 
-BOUND_S = 7200.0
+BOUND_S = 50_000.0
 """Virtual seconds in which everything ends once faults have stopped."""
 SPANS_S = (0.5, 5.0, 30.0)
 """Seconds over which things happen."""
