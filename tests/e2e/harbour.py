@@ -171,11 +171,11 @@ def sleep_forever(path: str) -> None:
 @app.function(**quick)
 async def sleep_forever_async(path: str) -> None:
     marker = Path(path)
-    marker.write_text("started")  # noqa: ASYNC240
+    marker.write_text("started")
     try:
         await asyncio.sleep(3600)
     except asyncio.CancelledError:
-        marker.write_text("CancelledError")  # noqa: ASYNC240
+        marker.write_text("CancelledError")
         raise
 
 

@@ -169,7 +169,7 @@ def alive(process: int) -> bool:
 async def eventually(check: Callable[[], T]) -> T:
     """Waits for what sets no event, and returns what `check` returned."""
     async with asyncio.timeout(PATIENCE_S):
-        while not (found := check()):  # noqa: ASYNC110
+        while not (found := check()):
             await asyncio.sleep(0.005)
         return found
 

@@ -329,7 +329,7 @@ def test_an_idle_async_connection_that_was_lost_is_made_anew(plane: FakePlane, c
         first = await invocation.call_async(target("double"), (1,), {})
         connection = await client.async_link()
         plane.disconnect()
-        while not connection.closed:  # noqa: ASYNC110  (nothing tells but the flag)
+        while not connection.closed:
             await asyncio.sleep(0)
         return [first, await invocation.call_async(target("double"), (2,), {})]
 

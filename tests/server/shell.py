@@ -157,7 +157,6 @@ class Shell:
 
 @asynccontextmanager
 async def running(directory: Path, engine: FakeEngine | None = None, **rpc: Any) -> AsyncGenerator[Shell, None]:
-    directory.mkdir(exist_ok=True)
     shell = Shell(directory, engine, **rpc)
     await shell.start()
     try:

@@ -129,7 +129,7 @@ def test_what_honest_programs_say_passes(message: Any) -> None:
     assert refusal(message) == ""
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(message=st.one_of(list(map(messages, PEERS))))
 def test_any_message_is_passed_or_refused_with_a_text(message: Any) -> None:
     assert isinstance(refusal(message), str)

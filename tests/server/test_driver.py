@@ -58,8 +58,7 @@ async def test_a_client_that_leaves_takes_its_work_and_its_app_along(tmp_path: P
         client = await shell.client(p.AppCreated(1, app()), inputs("a"))
         await until(lambda: shell.engine.containers and shell.engine.only.held)
         client.connection.close()
-        await until(lambda: not shell.engine.containers and not shell.plane.apps)
-        assert not shell.driver.links
+        await until(lambda: not shell.engine.containers and not shell.plane.apps and not shell.driver.links)
         assert shell.driver.idle.is_set()
 
 

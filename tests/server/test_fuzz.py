@@ -35,7 +35,7 @@ def near(*kinds: type) -> st.SearchStrategy[Any]:
 
 CLIENTS = near(*get_args(p.FromClient))
 CONTAINERS = near(*get_args(p.FromContainer))
-FUZZ = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

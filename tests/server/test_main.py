@@ -29,9 +29,9 @@ class Process:
     def __init__(self, home: Path, *options: str, **variables: str) -> None:
         ready, ready_there = os.pipe()
         owned, self.owner = os.pipe()
+        command = [sys.executable, "-m", "kedge.server.main", "--home", str(home), "--ready-fd", str(ready_there)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kedge.server.main", "--home", str(home), "--ready-fd", str(ready_there)]
-            + ["--owner-fd", str(owned), *options],
+            [*command, "--owner-fd", str(owned), *options],
             pass_fds=[ready_there, owned],
             env={**os.environ, **variables},
             stderr=subprocess.PIPE,
@@ -100,8 +100,7 @@ def test_a_machines_server_from_its_start_to_sigterm(server: Process, tmp_path: 
 
     server.process.send_signal(signal.SIGTERM)
     with pytest.raises(ConnectionLost):
-        while True:
-            connection.receive(WAIT_S)
+        connection.receive(WAIT_S)
     connection.close()
     assert server.wait() == 0
     assert server.words == b""

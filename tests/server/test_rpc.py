@@ -1,4 +1,4 @@
-"""Who may speak, and what: everything else closes that connection, with a reason and a line in the log, and no other."""
+"""Who may speak, and what: everything else closes that connection and no other, with a reason and a line in the log."""
 
 from __future__ import annotations
 

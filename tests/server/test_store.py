@@ -20,7 +20,7 @@ from kedge.server import writer as writer_module
 from kedge.server.store import LIFETIME_S, Store
 from kedge.server.writer import StoreError, Writer
 from tests.server.shell import app, spawned
-from tests.wire.loops import on_loop
+from tests.wire.loops import on_loop, until
 
 DAY = 24 * 3600.0
 
@@ -65,6 +65,10 @@ def done(call: str, *indices: int, text: str = "r", blob: str = "") -> p.Outputs
     return p.OutputsRecorded(
         call, [p.Output(i, Result(payload=Payload(data=text.encode(), blob=blob))) for i in indices]
     )
+
+
+def found(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir())
 
 
 # ---------------------------------------------------------------- accepting
@@ -299,8 +303,8 @@ async def test_state_is_private_to_its_user(tmp_path: Path) -> None:
     (tmp_path / "state.db").touch(mode=0o644)
     with opened(tmp_path) as store:
         await accepted(store, spawned("a"))
-        for path in tmp_path.iterdir():
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in found(tmp_path)}
+        assert modes == dict.fromkeys(["state.db", "state.db-shm", "state.db-wal"], 0o600)
 
 
 # ---------------------------------------------------------------- failures
@@ -384,9 +388,8 @@ async def test_results_that_the_disk_refuses_are_written_as_soon_as_it_takes_the
         await disk.refused.wait()
         assert (await store.page("fc-1", 0, None)).outputs == []
         disk.full = False
-        while not (await store.page("fc-1", 0, None)).outputs:
-            await asyncio.sleep(0.001)
-        assert rows(tmp_path, "SELECT count(*) FROM results") == [(1,)]
+        await until(lambda: rows(tmp_path, "SELECT count(*) FROM results") == [(1,)])
+        assert len((await store.page("fc-1", 0, None)).outputs) == 1
         await flushed(store)
     assert "what must not be lost is written again until it works" in caplog.text
     assert "can be written again" in caplog.text

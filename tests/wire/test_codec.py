@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -29,7 +30,7 @@ def read(data: bytes, cuts: list[int], union: Any = p.FromClient) -> tuple[list[
     found: list[Any] = []
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     try:
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in pairwise(places):
             found += decoder.feed(data[start:end])
         found += decoder.feed(b"")
     except FrameError as error:
@@ -41,7 +42,7 @@ def read(data: bytes, cuts: list[int], union: Any = p.FromClient) -> tuple[list[
 
 
 @pytest.mark.parametrize(("union", "kind"), SPOKEN, ids=lambda value: getattr(value, "__name__", value))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_every_message_comes_out_as_it_went_in(union: str, kind: type, data: st.DataObject) -> None:
     message = data.draw(messages(kind))
@@ -205,7 +206,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.binary(max_size=200) | mutated() | st.binary(max_size=60).map(frame), cuts=st.lists(st.integers(0)))
 def test_any_bytes_give_messages_and_then_at_most_a_reason_however_they_are_cut(data: bytes, cuts: list[int]) -> None:
     found, reason = read(data, [])

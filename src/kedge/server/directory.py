@@ -48,7 +48,11 @@ class StateDirectory:
             raise ValueError(
                 f"a server is running already in {self.path}; stop it first, or use another directory (KEDGE_HOME)"
             )
-        self.socket = self._place_for_socket()
+        try:
+            self.socket = self._place_for_socket()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
