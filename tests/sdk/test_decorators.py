@@ -217,6 +217,8 @@ def test_hooks_and_methods_do_not_mix() -> None:
 
     with pytest.raises(InvalidError, match=r"cannot be both a hook .* split it into two methods"):
         kedge.method()(kedge.enter()(hook))
+    with pytest.raises(InvalidError, match=r"callable from outside \(@kedge.method or another decorator\)"):
+        kedge.enter()(kedge.method()(hook))
     with pytest.raises(InvalidError, match=r"cannot be both a hook"):
         kedge.exit()(kedge.method()(hook))
     with pytest.raises(InvalidError, match=r"has @kedge.enter or @kedge.exit already"):

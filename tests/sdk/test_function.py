@@ -175,6 +175,15 @@ def test_web_functions_say_that_serving_comes_later() -> None:
         app.function_specs()
 
 
+def test_batched_functions_are_refused_rather_than_called_with_single_values() -> None:
+    app = running()
+    app.function(serialized=True, name="b")(
+        kedge.batched(max_batch_size=2, wait_ms=1)(lambda x: x)  # type: ignore[call-overload]
+    )
+    with pytest.raises(UnavailableError, match=r"has batched functions \(b\), .* does not exist .* @kedge.concurrent"):
+        app.function_specs()
+
+
 def test_deployed_handles_come_later() -> None:
     for lookup in (lambda: kedge.Function.from_name("a", "f"), lambda: kedge.Cls.from_name("a", "C")):
         with pytest.raises(UnavailableError, match="deploying apps does not exist in this version of kedge yet"):

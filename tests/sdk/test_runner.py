@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,26 @@ def test_a_run_may_have_a_name_of_its_own_and_the_program_names_the_rest(plane: 
     names = [message.app.name for message in plane.heard(p.AppCreated)]
     assert names[0] == "tonight"
     assert names[1]
+
+
+def test_a_forked_child_that_leaves_the_block_ends_nothing(plane: FakePlane) -> None:
+    plane.functions["double"] = lambda x: 2 * x
+    running = run_app(FakeApp())
+    with warnings.catch_warnings():
+        # Newer Pythons warn where threads run; the child here only leaves.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            running.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert invocation.call(target("double"), (4,), {}) == 8
+    assert plane.heard(p.AppStopped) == []
+    running.close()
 
 
 def test_a_detached_app_is_not_stopped(plane: FakePlane) -> None:

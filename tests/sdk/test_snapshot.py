@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kedge.exception import ModuleNotMountable
+from kedge.exception import Error, ModuleNotMountable
 from kedge.model.payload import Payload
 from kedge.model.spec import CodeSpec, FunctionSpec
 from kedge.sdk import alias, snapshot
@@ -117,6 +117,12 @@ def test_what_is_too_large_to_be_code_is_refused_with_the_fix(
     monkeypatch.setattr(snapshot, "FILE_LIMIT", 2)
     with pytest.raises(ModuleNotMountable, match=r"shop_pkg is too large to be shipped.*include_source=False"):
         take(tmp_path, "shop_pkg")
+
+
+def test_a_home_that_cannot_be_written_is_said_with_the_fix(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Error, match=r"file cannot be used: .* set KEDGE_HOME to a directory you can write to"):
+        take(tmp_path / "file", "shop_single")
 
 
 def run_main(directory: Path, home: Path, *command: str) -> list[str]:

@@ -185,8 +185,8 @@ class App:
         taken = self._handles.get(name)
         if taken is not None and not is_interactive(user.__module__):
             raise InvalidError(
-                f"there are two functions or classes {name!r} in this app ({taken.spec.module}.{taken.spec.qualname} "
-                f"and {where(user) or user!r}); give one of them name=, such as name=f'{name}-{{variant}}' in a loop"
+                f"there are two functions or classes {name!r} in this app ({taken.spec.module}.{taken.spec.qualname} and "
+                f"{where(user) or repr(user)}); give one of them name=, such as name=f'{name}-{{variant}}' in a loop"
             )
         self._handles[name] = handle
         if by_value:
@@ -247,13 +247,19 @@ class App:
     def function_specs(self) -> tuple[FunctionSpec, ...]:
         """Everything declared, ready to be sent: code that goes by value is pickled now.
 
-        Raises UnavailableError where something is declared that this version cannot serve, such as web functions.
+        Raises UnavailableError where something is declared that this version cannot serve: web and batched functions.
         """
         web = self.registered_web_endpoints
         if web:
             refuse(
                 f"{self} has web functions ({', '.join(web)}), and serving HTTP",
                 "Call plain functions with .remote(), or remove the web decorators to run the rest of the app.",
+            )
+        batched = [name for name, handle in self._handles.items() if any(m.batching for m in handle.spec.methods)]
+        if batched:
+            refuse(
+                f"{self} has batched functions ({', '.join(batched)}), and collecting inputs into batches",
+                "Remove @kedge.batched and take one input at a time, with @kedge.concurrent for those that wait.",
             )
         self._payloads.clear()
         return tuple(handle.app.complete(handle.spec) for handle in self._handles.values())

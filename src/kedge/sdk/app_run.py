@@ -24,7 +24,8 @@ class AppRun:
     def _check(self) -> None:
         if context.container() is not None:
             raise ExecutionError(
-                f"{self._app} runs already: this is one of its containers. Call its functions directly"
+                f"{self._app} runs already: this is one of its containers, which imports the file. Put what starts the "
+                f"program under `if __name__ == '__main__':`; inside of a function, call other functions directly"
             )
         if self._app.app_id is not None:
             raise ExecutionError(f"{self._app} runs already; leave the first `with app.run():` before the second")

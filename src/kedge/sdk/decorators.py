@@ -130,7 +130,7 @@ def batched(*, max_batch_size: int, wait_ms: int) -> BatchedDecorator:
             raise InvalidError(f"{partial.name} has @kedge.batched twice; keep one")
         partial.batching = settings
         _check_batched(partial)
-        partial.refuse_mixed("kedge.batched")
+        partial.refuse_mixed()
         return partial
 
     return decorate
@@ -191,7 +191,7 @@ def method(
         partial.is_generator, partial.concurrency_limit, partial.timeout = is_generator, concurrency_limit, timeout
         if partial.batching is not None:
             _check_batched(partial)
-        partial.refuse_mixed("kedge.method")
+        partial.refuse_mixed()
         return partial
 
     return decorate
@@ -230,7 +230,7 @@ def enter(*, snap: bool = False) -> Callable[[Hook], Hook]:
     def decorate(function: Any) -> Any:
         partial = _hook("kedge.enter", function)
         partial.enter = "snap" if snap else "start"
-        partial.refuse_mixed("kedge.enter")
+        partial.refuse_mixed()
         return partial
 
     return decorate
@@ -251,7 +251,7 @@ def exit() -> Callable[[Hook], Hook]:
     def decorate(function: Any) -> Any:
         partial = _hook("kedge.exit", function)
         partial.exit = True
-        partial.refuse_mixed("kedge.exit")
+        partial.refuse_mixed()
         return partial
 
     return decorate

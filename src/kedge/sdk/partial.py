@@ -77,12 +77,12 @@ class Partial:
             web=self.web,
         )
 
-    def refuse_mixed(self, decorator: str) -> None:
+    def refuse_mixed(self) -> None:
         """InvalidError where the marks set so far exclude each other."""
         if self.is_hook and self.is_interface:
             raise InvalidError(
                 f"{self.raw.__qualname__} cannot be both a hook (@kedge.enter or @kedge.exit) and callable from "
-                f"outside (@{decorator}); split it into two methods"
+                f"outside (@kedge.method or another decorator); split it into two methods"
             )
         if self.batching is not None and self.web is not None:
             raise InvalidError(

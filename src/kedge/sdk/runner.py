@@ -43,13 +43,14 @@ class RunningApp:
         self._feed = feed
         self._detach = detach
         self._closed = False
+        self._process = os.getpid()
 
     def close(self) -> None:
         """Stops the app: what waits or runs is cancelled, exit hooks run, output is shown to its end.
 
-        A server that is gone already is no error here.
+        A server that is gone already is no error here. In a forked child nothing happens: the app is its parent's.
         """
-        if self._closed:
+        if self._closed or self._process != os.getpid():
             return
         self._closed = True
         try:

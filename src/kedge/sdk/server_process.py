@@ -35,6 +35,13 @@ def home() -> str:
     return os.path.abspath(os.path.expanduser(os.environ.get("KEDGE_HOME") or "~/.kedge"))
 
 
+def unusable(directory: str, error: OSError) -> Error:
+    """What to say where the state directory cannot be written."""
+    return Error(
+        f"the state directory {directory} cannot be used: {error}; set KEDGE_HOME to a directory you can write to"
+    )
+
+
 def find(directory: str | None = None) -> ServerAddress | None:
     """The server to use: `KEDGE_SERVER` (with `KEDGE_TOKEN`), else the machine's if it runs, else None.
 
@@ -178,9 +185,7 @@ def _log_file(directory: str, kind: str) -> str:
         for path in (directory, logs):
             os.makedirs(path, mode=0o700, exist_ok=True)
     except OSError as error:
-        raise Error(
-            f"the state directory {directory} cannot be used: {error}; set KEDGE_HOME to a directory you can write to"
-        ) from error
+        raise unusable(directory, error) from error
     path = os.path.join(logs, f"{kind}-{os.getpid()}-{time.monotonic_ns():x}.log")
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     return path

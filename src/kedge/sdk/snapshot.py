@@ -21,6 +21,7 @@ from kedge.exception import ModuleNotMountable
 from kedge.model.spec import CodeSpec, EnvironmentSpec, FunctionSpec
 from kedge.sdk import alias
 from kedge.sdk.serializer import MAIN, PYTHON
+from kedge.sdk.server_process import unusable
 
 DATA_LIMIT = 1024 * 1024
 """Bytes of a file that is not Python source, above which it stays where it is: weights and data sets are no code."""
@@ -40,7 +41,7 @@ def take(specs: Sequence[FunctionSpec], home: str, include_source: bool = True) 
         home: The state directory that holds snapshots.
         include_source: False: containers import the files where they are now.
 
-    Raises ModuleNotMountable where a package is too large to be code.
+    Raises ModuleNotMountable where a package is too large to be code, and Error where `home` cannot be written.
     """
     for module in _modules_of(specs):
         code = _describe(module)
@@ -163,7 +164,10 @@ def _store(code: CodeSpec, home: str) -> CodeSpec:
     digest = _digest(files)
     root = os.path.join(home, "code", digest)
     if not os.path.isdir(root):
-        _write(files, root)
+        try:
+            _write(files, root)
+        except OSError as error:
+            raise unusable(home, error) from error
     return CodeSpec(
         digest=digest, root=root, origin=code.origin, module=code.module, is_package=code.is_package, main=code.main
     )

@@ -106,7 +106,7 @@ def _marks(kind: str, *, app_function: bool) -> Callable[[F], F]:
         if app_function:
             _check_app_function(kind, partial)
         partial.web = kind
-        partial.refuse_mixed(f"kedge.{kind}")
+        partial.refuse_mixed()
         return partial
 
     return decorate

@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any
 
 from kedge.model import protocol as p
-from kedge.model.payload import Payload, Result
+from kedge.model.payload import Payload
 from kedge.model.spec import AppSpec, FunctionSpec, Variant
 
 MAX_ITEMS = 100_000
@@ -83,14 +83,6 @@ def _payloads(name: str, values: Iterable[Payload | None]) -> None:
         if value is not None and (value.blob or value.size):
             _id(f"{name}.blob", value.blob, _BLOB)
             _whole(f"{name}.size", value.size, 0, 2**62)
-
-
-def _results(name: str, values: Iterable[Result]) -> None:
-    for value in values:
-        if value.payload is not None:
-            _payloads(f"{name}.payload", (value.payload,))
-        if value.error is not None and value.error.payload is not None:
-            _payloads(f"{name}.error.payload", (value.error.payload,))
 
 
 # ---------------------------------------------------------------- declarations
@@ -225,7 +217,11 @@ def _inputs_finished(message: p.InputsFinished) -> None:
     for item in message.inputs:
         if not 0 <= item.run_s <= MAX_SECONDS:
             raise Absurd(f"inputs.run_s is {item.run_s}; it must be a number from 0 to {MAX_SECONDS:g}")
-    _results("inputs", (item.result for item in message.inputs))
+        result = item.result
+        if result.payload is not None and (result.payload.blob or result.payload.size):
+            _payloads("inputs.payload", (result.payload,))
+        if result.error is not None:
+            _payloads("inputs.error.payload", (result.error.payload,))
 
 
 def _leases(message: p.InputsStarted | p.InputsReturned) -> None:
