@@ -42,7 +42,18 @@ def test_the_public_names_import_and_are_documented() -> None:
 
 
 def test_importing_kedge_loads_nothing_heavy() -> None:
-    heavy = ["asyncio", "rich", "click", "uvloop", "sqlite3", "numpy", "cloudpickle", "psutil", "kedge.server", "kedge.core"]
+    heavy = [
+        "asyncio",
+        "rich",
+        "click",
+        "uvloop",
+        "sqlite3",
+        "numpy",
+        "cloudpickle",
+        "psutil",
+        "kedge.server",
+        "kedge.core",
+    ]
     code = f"import sys, kedge; print([m for m in {heavy!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert found == "[]", f"import kedge loads {found}: import it where it is used"

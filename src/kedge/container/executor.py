@@ -39,6 +39,7 @@ from kedge.container.stream import Stream
 from kedge.container.wake import Wake
 from kedge.model.payload import FAILURE, Result
 from kedge.model.protocol import STREAM_WINDOW, Dispatch, Refused, StreamCredited
+from kedge.sdk import client
 from kedge.sdk.serializer import error_info
 from kedge.wire.transport import BlockingConnection, ConnectionLost
 
@@ -70,6 +71,8 @@ class Executor:
         self.activity = 0
         """Grows with all that is received and finished: whoever looks twice knows whether something moved."""
         self.leaving = False
+        self.served = False
+        """The main thread has done with inputs: it runs the exit hooks."""
         self.lost = False
         self.interrupted = False
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -84,12 +87,28 @@ class Executor:
         self._slots = SlotThreads(self._run_in_slot, lambda: self.die(CRASHED))
         self._jobs: dict[int, Job] = {}
         self._streams: dict[tuple[str, int], Stream] = {}
+        self._threads_told = False
+        """A thread was interrupted that may wait for a call of its own."""
         self._is_fork = False
 
     @property
     def at_work(self) -> int:
         """Inputs whose code runs."""
         return len(self._jobs)
+
+    @property
+    def shortest_timeout(self) -> float:
+        return self._runner.shortest_timeout
+
+    def jobs(self) -> list[Job]:
+        """What runs, or is about to."""
+        return list(self._jobs.values())
+
+    def describe_jobs(self) -> str:
+        """`3 inputs of square() have`, for a sentence."""
+        jobs = self.jobs()
+        names = ", ".join(dict.fromkeys(job.entry.name for job in jobs))
+        return f"{len(jobs)} input{'s' * (len(jobs) != 1)} of {names} {'has' if len(jobs) == 1 else 'have'}"
 
     @property
     def awaits(self) -> bool:
@@ -127,6 +146,7 @@ class Executor:
                     self._main_wake.wait()
             except (KeyboardInterrupt, SystemExit):
                 traceback.print_exc()  # of a task that user code left behind: it ends that task, not the container
+        self.served = True
         self._set_busy(True)
         if self.loop is not None and self.reader == LOOP:
             self.loop.remove_reader(self.connection.fileno())
@@ -173,7 +193,8 @@ class Executor:
             self.receive(messages)
 
     def receive(self, messages: list[Any]) -> None:
-        """Takes messages of the plane. Called by the holder of `reading`, and by the I/O thread for a signal."""
+        """Takes messages of the plane. Called by the holder of `reading`, and by the I/O thread for what it decides by
+        itself: for a signal, and when time is over."""
         acted = False
         with self.lock:
             self.activity += 1
@@ -232,9 +253,14 @@ class Executor:
         job.cancel(reason)
         if job.entry.is_async:
             self._loop_jobs.append((job, False))
+        elif self.reader == IO:
+            self._threads_told = True
 
     def _hand_out(self) -> None:
         """The part of `_apply` that must not happen under the lock."""
+        if self._threads_told:
+            self._threads_told = False
+            client.nudge()
         if self._slots.lacking:
             self._slots.start(self._no_thread)
         if self.loop is None or not (self._loop_jobs or self._main_jobs or self.leaving):
@@ -252,7 +278,7 @@ class Executor:
             if start:
                 self.loop.create_task(self._run_task(job), context=self._runner.context())
             elif job.task is not None:
-                job.task.cancel()
+                job.task.cancel(*job.words)
         if (self._main_jobs or self.leaving) and self.loop.is_running():
             self.loop.stop()
 
@@ -298,6 +324,12 @@ class Executor:
         """A signal asks the container to leave. Safe in a signal handler: the I/O thread does the rest."""
         self.interrupted = True
         self.outbox.nudge()
+
+    def give_up(self) -> None:
+        """What still runs does not end: the main thread is to leave without it."""
+        with self.lock:
+            self._apply(self.session.give_up(), "")
+        self._hand_out()
 
     def abandon(self) -> None:
         """The plane is gone: nothing that runs here is wanted. The I/O thread ends the process."""

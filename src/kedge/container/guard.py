@@ -6,10 +6,10 @@
   counts, and one that comes too late hits nothing.
 * Slot threads get the exception from outside (`PyThreadState_SetAsyncExc`). One that is pending when the code ends is
   revoked under the same lock that sent it, before the thread takes its next input.
+  Where they wait, they are woken (see `waits`).
 * The main thread gets a signal instead, which also breaks what blocks in a system call.
 
-An input is hit at most once. Waking threads from waits that no exception reaches, repeating, and giving up belong to
-whoever escalates: `interrupt` is their one door.
+An input is hit at most once. Repeating and giving up belong to whoever escalates: `interrupt` is their one door.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from kedge.container.session import TIMED_OUT
+from kedge.container.waits import Bell
 from kedge.exception import InputCancellation, InputTimeout
 
 # Two prototypes: clearing needs a NULL pointer, and py_object(None) would raise None instead.
@@ -58,6 +60,7 @@ class ThreadGuard:
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._lock = threading.Lock()
+        self._bell = Bell()
         self._job: Cancellable | None = None
         self._hit = False
 
@@ -66,20 +69,24 @@ class ThreadGuard:
             if job.reason:
                 return False
             self._job = job
+            self._bell.listening = True
             return True
 
     def disarm(self) -> None:
         with self._lock:
             self._job = None
+            self._bell.listening = False
             if self._hit:
                 self._hit = False
                 _revoke_in(self._thread, None)
+                self._bell.silence()
 
     def interrupt(self, job: Cancellable) -> None:
         with self._lock:
             if self._job is job and not self._hit:
                 self._hit = True
                 _raise_in(self._thread, exception_for(job))
+                self._bell.ring()
 
 
 class MainGuard:
@@ -123,7 +130,7 @@ class MainGuard:
 
 def exception_for(job: Cancellable) -> type[InputCancellation]:
     """What user code sees of a cancel."""
-    return InputTimeout if job.reason == "timeout" else InputCancellation
+    return InputTimeout if job.reason == TIMED_OUT else InputCancellation
 
 
 def guarded(guard: Guard, job: Cancellable, call: Callable[..., Any], *args: Any) -> tuple[Any, BaseException | None]:

@@ -10,6 +10,7 @@ It must cost nothing per input and nothing at rest. So nobody hands it work; it 
   which it reads; how long the loop took is reported with the heartbeat.
 * With slot threads it is the reader all the time. With nothing running it sleeps until it is nudged.
 * Every 5 s with something running it sends a heartbeat.
+* It is awake when an input's time is over, and ends a stop that takes too long (see `deadlines`).
 
 It also ends the process when the plane is gone, after a moment in which cancelled code may clean up.
 """
@@ -20,6 +21,7 @@ import threading
 import time
 import traceback
 
+from kedge.container.deadlines import Deadlines
 from kedge.container.executor import CRASHED, IO, Executor
 from kedge.container.wake import Wake
 from kedge.model.protocol import ContainerDrained, Heartbeat
@@ -40,6 +42,7 @@ class IoThread(threading.Thread):
     def __init__(self, executor: Executor) -> None:
         super().__init__(name="kedge io", daemon=True)
         self._executor = executor
+        self._deadlines = Deadlines(executor)
         self._wake = Wake()
         self._looking = False
         """It looks again within TICK_S by itself."""
@@ -76,6 +79,7 @@ class IoThread(threading.Thread):
             executor.outbox.flush()
         running = executor.at_work > 0
         self._beat(running, now)
+        deadline = self._deadlines.enforce(running, now)
         stuck = executor.busy and not moved
         blocked = running and not moved and executor.awaits and self._loop_is_blocked(now)
         self._quiet = 0 if moved else self._quiet + 1
@@ -86,13 +90,15 @@ class IoThread(threading.Thread):
             timeout = PING_S
         else:
             timeout = None
-        self._rest(timeout, reads)
+        if self._due is not None and (deadline is None or self._due < deadline):
+            deadline = self._due
+        self._rest(timeout, reads, deadline)
 
-    def _rest(self, timeout: float | None, reads: bool) -> None:
+    def _rest(self, timeout: float | None, reads: bool, deadline: float | None) -> None:
         executor = self._executor
         self._looking = timeout == TICK_S
-        if self._due is not None:
-            left = max(self._due - clock(), 0.0)
+        if deadline is not None:
+            left = max(deadline - clock(), 0.0)
             timeout = left if timeout is None else min(timeout, left)
         # Whoever changes something does so first and then looks at _looking; here it is the other way round.
         if not self._looking and (executor.activity != self._seen or executor.interrupted or executor.lost):

@@ -4,6 +4,7 @@
 * Whatever user code raises fails this input and nothing else, `SystemExit` and `KeyboardInterrupt` included.
 * Arguments that cannot be loaded and results that cannot be sent are failures of the input, too.
 * User code runs armed (see `guard`), the runtime's own steps do not.
+* `started` is set while user code runs, and only then: its time is what a timeout limits.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from msgspec import Struct
 
 from kedge.container.guard import Guard, exception_for, guarded
 from kedge.container.stream import Stream
-from kedge.exception import ExecutionError
-from kedge.model.payload import FAILURE, TERMINATED, Payload, Result
+from kedge.container.session import TIMED_OUT
+from kedge.exception import ExecutionError, FunctionTimeoutError
+from kedge.model.payload import FAILURE, TERMINATED, TIMEOUT, Payload, Result
 from kedge.model.protocol import Dispatch
 from kedge.sdk.blobs import BlobStore
 from kedge.sdk.context import InputContext, enter_input
@@ -39,9 +41,15 @@ class Entry(Struct, frozen=True):
     function: Callable[..., Any]
     is_async: bool
     is_generator: bool
+    name: str
+    """How it is shown to people: `square()`, `Model.predict()`."""
     arguments: str
     """How an error names the arguments, and below the result."""
     result: str
+    timeout: float
+    """Seconds that one input may run."""
+    overrun: str
+    """What is said of an input that ran longer."""
 
 
 class Job:
@@ -60,6 +68,17 @@ class Job:
         """Of the thread that runs it, once one does."""
         self.task: asyncio.Task[None] | None = None
         self.started = 0.0
+        """When user code began; 0 before, and after its end."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What a task is told with its cancellation."""
+        return (self.entry.overrun,) if self.reason == TIMED_OUT else ()
+
+    def stop_clock(self) -> float:
+        """User code has ended: the seconds it took."""
+        started, self.started = self.started, 0.0
+        return clock() - started if started else 0.0
 
     def cancel(self, reason: str) -> None:
         """Marks it, then interrupts it where it runs. A task is cancelled on its own loop, by the executor."""
@@ -83,6 +102,7 @@ class Runner:
         self.entries = {method.name: _entry(service, method.name) for method in service.spec.methods}
         self.has_async = any(entry.is_async for entry in self.entries.values())
         self.has_sync = not all(entry.is_async for entry in self.entries.values())
+        self.shortest_timeout = min([service.spec.timeout, *(entry.timeout for entry in self.entries.values())])
         self._service = service
         self._blobs = blobs
         self._drive = drive
@@ -91,8 +111,7 @@ class Runner:
 
     def entry(self, method: str) -> Entry:
         """The callable behind a method; for an unknown one, something that fails when it is called."""
-        found = self.entries.get(method)
-        return found or Entry(_missing(self._service.spec.name, method), False, False, "the arguments", "the result")
+        return self.entries.get(method) or _missing(self._service, method)
 
     # ------------------------------------------------------------ on a thread
 
@@ -105,7 +124,7 @@ class Runner:
             payload = None
         else:
             payload, failure = guarded(guard, job, context.run, self._call, job)
-        run_s = clock() - job.started if job.started else 0.0
+        run_s = job.stop_clock()
         try:
             return self.result(job, payload, failure), run_s
         finally:
@@ -161,10 +180,10 @@ class Runner:
             if job.stream is None:
                 payload = to_payload(await entry.function(*args, **kwargs), self._blobs, entry.result)
             else:
-                await self._stream_async(job.stream, entry.function(*args, **kwargs), entry.result, loop)
+                await self._stream_async(job, job.stream, entry.function(*args, **kwargs), loop)
         except BaseException as error:
             failure = error
-        run_s = clock() - job.started if job.started else 0.0
+        run_s = job.stop_clock()
         try:
             return self.result(job, payload, failure), run_s
         finally:
@@ -174,15 +193,15 @@ class Runner:
         """A context for one task."""
         return self._base.copy()
 
-    async def _stream_async(self, stream: Stream, iterator: Any, what: str, loop: asyncio.AbstractEventLoop) -> None:
+    async def _stream_async(self, job: Job, stream: Stream, iterator: Any, loop: asyncio.AbstractEventLoop) -> None:
         try:
             async for value in iterator:
                 try:
-                    put = await stream.put_async(to_payload(value, self._blobs, what), loop)
+                    put = await stream.put_async(to_payload(value, self._blobs, job.entry.result), loop)
                 except asyncio.CancelledError:
                     put = False
                 if not put:
-                    cancelled = asyncio.CancelledError()
+                    cancelled = asyncio.CancelledError(*job.words)
                     if hasattr(iterator, "athrow"):
                         await iterator.athrow(cancelled)
                     raise cancelled
@@ -195,6 +214,12 @@ class Runner:
     def result(self, job: Job, payload: Payload | None, failure: BaseException | None) -> Result:
         """What is reported. For a cancelled job the session puts the word to it, whatever stands here."""
         count = job.stream.count if job.stream is not None else 0
+        if job.reason == TIMED_OUT:
+            late = FunctionTimeoutError(job.entry.overrun)
+            if failure is not None:
+                self._prepare(failure)
+                late.with_traceback(failure.__traceback__)  # where it was when its time was over
+            return Result(TIMEOUT, error=error_info(late), count=count)
         if job.reason:
             return Result(TERMINATED, count=count) if count else CANCELLED
         if failure is not None:
@@ -204,22 +229,30 @@ class Runner:
 
 
 def _entry(service: Service, name: str) -> Entry:
-    method = service.method(name)
-    shown = f"{service.spec.name}.{name}()" if name else f"{service.spec.name}()"
+    spec, method = service.spec, service.method(name)
+    shown = f"{spec.name}.{name}()" if name else f"{spec.name}()"
+    timeout, owner = (spec.timeout, f"{spec.name}()" if not name else spec.name)
+    if method.timeout is not None:
+        timeout, owner = method.timeout, shown
     return Entry(
         service.callable_for(name),
         method.is_async,
         method.is_generator,
+        shown,
         f"an argument of {shown}",
         f"a value yielded by {shown}" if method.is_generator else f"the result of {shown}",
+        timeout,
+        f"the input ran longer than timeout={timeout:.10g} s of {owner}",
     )
 
 
-def _missing(owner: str, method: str) -> Callable[..., Any]:
+def _missing(service: Service, method: str) -> Entry:
+    owner = service.spec.name
+
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise ExecutionError(f"the container of {owner} has no method {method!r}; its code differs from the caller's")
 
-    return fail
+    return Entry(fail, False, False, f"{owner}.{method}()", "the arguments", "the result", service.spec.timeout, "")
 
 
 def _check_stream(job: Job) -> None:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import inspect
 import os
@@ -19,6 +20,7 @@ import traceback
 from types import ModuleType
 from typing import Any
 
+from kedge.container import waits
 from kedge.container.imports import ImportCosts
 from kedge.container.snapshot import Snapshot, import_main
 from kedge.exception import InputCancellation
@@ -52,7 +54,10 @@ class UserLoop:
         if not inspect.isawaitable(value):
             return value
         if threading.get_ident() != self._main:
-            return asyncio.run(_awaited(value))
+            try:
+                return asyncio.run(_awaited_on_thread(value))
+            finally:
+                waits.leave_loop(None)
         loop = self.get()
         task = loop.create_task(_awaited(value))
         try:
@@ -140,3 +145,12 @@ class Loaded:
 
 async def _awaited(value: Any) -> Any:
     return await value
+
+
+async def _awaited_on_thread(value: Any) -> Any:
+    waits.leave_loop(functools.partial(asyncio.get_running_loop().call_soon_threadsafe, _nothing))
+    return await value
+
+
+def _nothing() -> None:
+    """An event loop that is asked to do this runs for a moment."""

@@ -7,7 +7,7 @@ on standard input, or on `--launch-fd N`.
 * The I/O thread listens from the first moment: a server that dies ends an import as well.
 * A failing import or enter hook is reported with its traceback, and the container leaves.
 * SIGTERM, and SIGINT outside of user code, mean: cancel what runs, exit hooks, leave. What was cancelled is not
-  reported; the plane gives it to another container.
+  reported; the plane gives it to another container. Code that ignores it is left behind (see `deadlines`).
 * The process ends by `os._exit`: threads which user code left behind do not keep it.
 """
 
@@ -27,6 +27,7 @@ import msgspec
 
 from kedge.container.executor import CRASHED, Executor
 from kedge.container.guard import MAIN_SIGNAL
+from kedge.container import waits
 from kedge.container.heartbeat import IoThread
 from kedge.container.jobs import Runner
 from kedge.container.loader import Loaded, UserLoop, settle
@@ -69,6 +70,7 @@ def _live(launch: Launch) -> int:
     executor = Executor(connection, Session(launch.function.concurrency.max_inputs), _end_at_once)
     IoThread(executor).start()
     _handle_signals(executor)
+    waits.install()
 
     blobs = BlobStore(launch.home)
     user_loop = UserLoop()

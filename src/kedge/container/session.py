@@ -6,10 +6,11 @@ The rules:
   become free. A slot becomes free once: when the code of its input has ended.
 * A credited input that has not started can be recalled. Once it has started it is an attempt, which `outgoing` says
   with the next results, or by itself where there are none.
-* The result of a cancelled input is "cancelled" whatever its code returns. A cancel that comes before its input is
-  remembered, one that comes after its end is ignored.
+* The result of a cancelled input is "cancelled" whatever its code returns, and "timeout" where that was the reason; the
+  first reason counts. A cancel that comes before its input is remembered, one that comes after its end is ignored.
 * A drain gives the credited inputs back, lets the rest finish, and ends with `Exit`. A drain that cancels reports
   nothing of what it cancelled, nor of what comes later: the plane runs those inputs again when the container is gone.
+  It need not wait for them: `give_up` leaves behind what runs.
 * The same lease is never taken twice.
 
 `receive` and `finished` return what to do now; `outgoing` drains what to send. Neither blocks, reads a clock or locks.
@@ -42,7 +43,9 @@ REMEMBERED_LEASES = 2048
 """Ended leases that are surely recognised as duplicates."""
 
 DRAINED = "drained"
-"""Reason of a cancel because the container leaves. `cancelled` and `timeout` come from the plane."""
+"""Reason of a cancel because the container leaves. `cancelled` comes from the plane."""
+TIMED_OUT = "timeout"
+"""Reason of a cancel because the input ran too long."""
 
 
 class Start(Struct, frozen=True, gc=False):
@@ -111,6 +114,11 @@ class Session:
         """Whether `outgoing` has something to say."""
         return bool(self._finished or self._unreported or self._returned)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing is started any more, and what runs is unwanted."""
+        return self._stopping
+
     def reason(self, lease: int) -> str:
         """Why a running input was cancelled; empty where it was not."""
         return self._cancelled.get(lease, "")
@@ -146,6 +154,14 @@ class Session:
         if self._waiting:
             self._fill(actions)
         elif self.draining:
+            self._leave(actions)
+        return actions
+
+    def give_up(self) -> list[Action]:
+        """What a drain has cancelled does not end: leaves without it. Its end will mean nothing any more."""
+        actions: list[Action] = []
+        if self._stopping:
+            self._running.clear()
             self._leave(actions)
         return actions
 
@@ -251,4 +267,6 @@ class Session:
 
 def _cancelled(reason: str, result: Result) -> Result:
     """What became of a cancelled input. `count` stays: its values have been delivered."""
-    return Result(TIMEOUT if reason == "timeout" else TERMINATED, count=result.count)
+    if reason != TIMED_OUT:
+        return Result(TERMINATED, count=result.count)
+    return Result(TIMEOUT, error=result.error if result.status == TIMEOUT else None, count=result.count)

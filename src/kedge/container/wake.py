@@ -18,6 +18,10 @@ class Wake:
         self._both: select.poll | None = None
         self._with = -1
 
+    def fileno(self) -> int:
+        """Readable while it is set: for who polls by himself."""
+        return self._reading
+
     def set(self) -> None:
         try:
             os.write(self._writing, b"\0")
@@ -27,7 +31,7 @@ class Wake:
     def wait(self, timeout: float | None = None) -> None:
         """Until somebody sets it; forever, or `timeout` seconds."""
         if self._alone.poll(None if timeout is None else timeout * 1000):
-            self._clear()
+            self.clear()
 
     def wait_with(self, descriptor: int, timeout: float | None = None) -> bool:
         """The same, or until there is something to read from `descriptor`: whether there is. Always the same one."""
@@ -41,10 +45,10 @@ class Wake:
             if number == descriptor:
                 found = True
             else:
-                self._clear()
+                self.clear()
         return found
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         try:
             os.read(self._reading, 4096)
         except BlockingIOError:

@@ -185,8 +185,13 @@ class App:
         taken = self._handles.get(name)
         if taken is not None and not is_interactive(user.__module__):
             raise InvalidError(
-                f"there are two functions or classes {name!r} in this app ({taken.spec.module}.{taken.spec.qualname} and "
-                f"{where(user) or repr(user)}); give one of them name=, such as name=f'{name}-{{variant}}' in a loop"
+                f"there are two functions or classes {name!r} in this app ({taken.spec.module}.{taken.spec.qualname} "
+                f"and {where(user) or repr(user)}); give one of them name=, such as name=f'{name}-{{variant}}' "
+                "in a loop"
+            )
+        if taken is not None and self._id is not None:
+            raise InvalidError(
+                f"{self} runs with the {name!r} of before; leave its `with app.run():`, then declare it anew"
             )
         self._handles[name] = handle
         if by_value:

@@ -225,4 +225,7 @@ def _check_constructor(user: type) -> None:
 
 def is_interactive(module: str) -> bool:
     """Whether a module is a `__main__` without a file: a notebook, a prompt, code from standard input."""
-    return module == MAIN and not getattr(sys.modules.get(MAIN), "__file__", None)
+    if module != MAIN:
+        return False
+    path = getattr(sys.modules.get(MAIN), "__file__", None)
+    return not path or path.startswith("<")  # Python says "<stdin>" there

@@ -1,0 +1,91 @@
+"""What must not last for ever: an input beyond its `timeout`, and a container that is to stop.
+
+Nothing is kept per input. A look over what runs gives the earliest deadline; an input that starts later cannot be due
+before the shortest timeout of all has passed since that look. So the I/O thread looks again at whichever comes first:
+inputs that end in time are never noticed here.
+
+A timeout counts from the start of user code to its end, waiting for the reader of a stream included. Waiting for a
+thread, for the loop, and loading the arguments does not count.
+
+A container that was told to cancel all and leave does so after CANCEL_GRACE_S, whatever its code does. The exit hooks
+need the main thread: where code holds that, they are left out.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from kedge.container.session import TIMED_OUT
+from kedge.model.protocol import InputsCancelled
+
+if TYPE_CHECKING:
+    from kedge.container.executor import Executor
+
+clock = time.perf_counter
+
+RESOLUTION_S = 0.01
+"""Looks are this far apart where many inputs end close to their timeout: each costs time for every input that runs."""
+CANCEL_GRACE_S = 3.0
+"""How long code may clean up after it was told that the container stops."""
+MAIN_PATIENCE_S = 0.5
+"""How long the main thread has to leave its loop before it counts as held by user code."""
+
+
+class Deadlines:
+    """Belongs to the I/O thread."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._look_at = 0.0
+        self._give_up_at: float | None = None
+        self._leave_at: float | None = None
+
+    def enforce(self, running: bool, now: float) -> float | None:
+        """Does what is due; when it must be called again, None where nothing will be due."""
+        due: float | None = None
+        if running:
+            if now >= self._look_at:
+                self._look_at = self._end_overdue(now)
+            due = self._look_at
+        if self._executor.session.stopping and not self._executor.served:
+            stop = self._stop(now)
+            due = stop if due is None else min(due, stop)
+        return due
+
+    def _end_overdue(self, now: float) -> float:
+        overdue: list[int] = []
+        next_look = now + self._executor.shortest_timeout
+        for job in self._executor.jobs():
+            if job.started and not job.reason:
+                deadline = job.started + job.entry.timeout
+                if deadline <= now:
+                    overdue.append(job.dispatch.lease)
+                elif deadline < next_look:
+                    next_look = deadline
+        if overdue:
+            self._executor.receive([InputsCancelled(overdue, TIMED_OUT)])
+        return max(next_look, now + RESOLUTION_S)
+
+    def _stop(self, now: float) -> float:
+        executor = self._executor
+        if self._give_up_at is None:
+            self._give_up_at = now + CANCEL_GRACE_S
+        if now < self._give_up_at:
+            return self._give_up_at
+        if self._leave_at is None:
+            self._leave_at = now + MAIN_PATIENCE_S
+            _say(f"{executor.describe_jobs()} not ended {CANCEL_GRACE_S:g} s after the container was told to stop")
+            executor.give_up()
+        if executor.busy or now >= self._leave_at:
+            _say("user code holds the main thread: the container leaves without its exit hooks")
+            executor.die(0)
+        return self._leave_at
+
+
+def _say(text: str) -> None:
+    try:
+        print(f"kedge: {text}", file=sys.stderr, flush=True)
+    except Exception:
+        pass  # stderr is the user's to close or to replace
