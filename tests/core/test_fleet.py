@@ -231,6 +231,16 @@ def test_updates_do_not_pile_up_wakeups(bench: Make) -> None:
     assert b.plane.agenda._sequence - before[1] <= 110
 
 
+def test_use_does_not_pile_up_wakeups(bench: Make) -> None:
+    """A container that is idle for a moment a thousand times is looked at once per window."""
+    b = bench(function(autoscaler=AutoscalerSettings(scaledown_window=60.0)))
+    for number in range(500):
+        b.submit(1, f"fc-{number}")
+        b.ready()
+        b.finish("ct-1", after=0.001)
+    assert len(b.plane.agenda._due) <= 3
+
+
 @pytest.mark.parametrize("window", [0.0, 1e-9, 0.001])
 def test_a_window_of_nothing_does_not_spin(bench: Make, window: float) -> None:
     b = bench(function(autoscaler=AutoscalerSettings(min_containers=1, scaledown_window=window)))

@@ -87,6 +87,7 @@ def test_devices_are_given_by_number_and_come_back() -> None:
     refused(scheduler.place(gpu("H100", count=2)))
     second = placed(scheduler.place(gpu("H100")))
     assert second.devices == (5,)
+    scheduler.release(second)
     scheduler.release(first)
     assert placed(scheduler.place(gpu("H100", count=2))).devices == (2, 3)
 

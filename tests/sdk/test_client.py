@@ -254,6 +254,16 @@ def test_no_reconnect_is_tried_where_it_is_known_to_be_hopeless(plane: FakePlane
     assert plane.welcomed == 1
 
 
+def test_what_the_server_refuses_is_not_sent_again(plane: FakePlane, client: Client, held: Target) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(invocation.call, held, (1,), {})
+        plane.wait_heard(p.InputsSubmitted)
+        plane.tell_all(p.Refused("InputsSubmitted.first must be 0 or more, got -1"))
+        with pytest.raises(exception.ServiceError, match=r"refused what this program sent.*first must be 0 or more"):
+            future.result(30)
+    assert len(plane.heard(p.InputsSubmitted)) == 1
+
+
 def test_closing_says_goodbye_and_wakes_who_waits(plane: FakePlane, client: Client, held: Target) -> None:
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(invocation.call, held, (1,), {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +20,7 @@ from kedge.model.spec import (
     RetryPolicy,
 )
 from kedge.sdk import options, validation
+from kedge.sdk.declaration import is_interactive
 
 
 def plain(x: Any) -> Any:
@@ -348,6 +351,29 @@ def test_a_name_is_taken_once() -> None:
     app.function()(plain)
     with pytest.raises(InvalidError, match=r"two functions or classes 'plain' in this app .*name=f'plain-\{variant\}'"):
         app.function()(plain)
+
+
+@pytest.mark.parametrize(("file", "expected"), [(None, True), ("<stdin>", True), ("/tmp/program.py", False)])
+def test_a_main_module_without_a_file_is_interactive(
+    file: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = types.ModuleType("__main__")
+    if file is not None:
+        main.__file__ = file
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert is_interactive("__main__") is expected
+    assert not is_interactive("json")
+
+
+def test_a_cell_may_declare_a_function_anew_but_not_while_the_old_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    scope: dict[str, Any] = {"__name__": "__main__", "app": kedge.App("book")}
+    cell = "@app.function()\ndef f(x): return x"
+    exec("import kedge\n" + cell, scope)
+    exec(cell, scope)
+    scope["app"].started("ap-1")
+    with pytest.raises(InvalidError, match=r"App\('book'\) runs with the old 'f'; leave its `with app.run\(\):`"):
+        exec(cell, scope)
 
 
 # ---------------------------------------------------------------- classes

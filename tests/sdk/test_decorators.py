@@ -38,6 +38,7 @@ def fresh() -> Callable[..., Any]:
         (lambda: kedge.concurrent(target_inputs=3), r"kedge.concurrent needs max_inputs=…"),
         (lambda: kedge.concurrent(max_input=3), r"no parameter 'max_input'. Did you mean 'max_inputs'\?"),
         (lambda: kedge.concurrent(max_inputs=0), r"max_inputs must be at least 1, got 0"),
+        (lambda: kedge.concurrent(max_inputs=10**6), r"max_inputs=1000000 is more than one container.*at most 100000"),
         (lambda: kedge.concurrent(max_inputs=-1), r"max_inputs must be at least 1, got -1"),
         (
             lambda: kedge.concurrent(max_inputs=2.5),

@@ -165,9 +165,19 @@ def test_spawn_map_of_an_async_iterator(plane: FakePlane) -> None:
 
 def test_an_empty_spawn_map_has_no_inputs(plane: FakePlane) -> None:
     call = invocation.spawn_map(SQUARE, ([],), {})
+    assert [message.payloads for message in plane.heard(p.InputsSubmitted)] == [[]], "the store should know the call"
     plane.stored[call.object_id] = {}
     assert plane.wait_heard(p.CallClosed) == [p.CallClosed(call.object_id, 0)]
     assert list(call.iter()) == []
+
+
+def test_large_inputs_go_to_the_disk_in_several_messages(plane: FakePlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame has a limit: what is spawned together is bounded in bytes, not only in number."""
+    monkeypatch.setattr(invocation, "SPAWN_CHUNK_BYTES", 5000)
+    call = invocation.spawn_map(SQUARE, ([b"x" * 2000] * 7,), {})
+    assert [len(message.payloads) for message in plane.heard(p.InputsSubmitted)] == [3, 3, 1]
+    assert [message.first for message in plane.heard(p.InputsSubmitted)] == [0, 3, 6]
+    assert call.num_inputs() == 7
 
 
 def test_gather_gives_results_in_order_and_raises_the_first_failure(plane: FakePlane) -> None:

@@ -245,8 +245,8 @@ class Fleet:
         window = self._window
         left = container.idle_since + window - now
         if not container.idle:
-            self._watch(container, now + window)
-        elif left > 1e-9:
+            return
+        if left > 1e-9:
             self._watch(container, now + left)
         elif self.spare:
             self.retire(container, f"idle for scaledown_window={window:g} s")

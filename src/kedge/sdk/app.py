@@ -190,9 +190,7 @@ class App:
                 "in a loop"
             )
         if taken is not None and self._id is not None:
-            raise InvalidError(
-                f"{self} runs with the {name!r} of before; leave its `with app.run():`, then declare it anew"
-            )
+            raise InvalidError(f"{self} runs with the old {name!r}; leave its `with app.run():`, then declare it anew")
         self._handles[name] = handle
         if by_value:
             self._by_value[name] = user
@@ -254,18 +252,12 @@ class App:
 
         Raises UnavailableError where something is declared that this version cannot serve: web and batched functions.
         """
-        web = self.registered_web_endpoints
-        if web:
-            refuse(
-                f"{self} has web functions ({', '.join(web)}), and serving HTTP",
-                "Call plain functions with .remote(), or remove the web decorators to run the rest of the app.",
-            )
-        batched = [name for name, handle in self._handles.items() if any(m.batching for m in handle.spec.methods)]
-        if batched:
-            refuse(
-                f"{self} has batched functions ({', '.join(batched)}), and collecting inputs into batches",
-                "Remove @kedge.batched and take one input at a time, with @kedge.concurrent for those that wait.",
-            )
+        if web := self.registered_web_endpoints:
+            instead = "Call plain functions with .remote(), or remove the web decorators to run the rest of the app."
+            refuse(f"{self} has web functions ({', '.join(web)}), and serving HTTP", instead)
+        if batched := [name for name, handle in self._handles.items() if any(m.batching for m in handle.spec.methods)]:
+            instead = "Remove @kedge.batched and take one input at a time, with @kedge.concurrent for those that wait."
+            refuse(f"{self} has batched functions ({', '.join(batched)}), and collecting inputs into batches", instead)
         self._payloads.clear()
         return tuple(handle.app.complete(handle.spec) for handle in self._handles.values())
 

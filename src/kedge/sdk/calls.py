@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from kedge.exception import ServiceError
 from kedge.model.payload import ErrorInfo, Payload, Result
 from kedge.model.protocol import (
     CallClosed,
@@ -23,6 +24,7 @@ from kedge.model.protocol import (
     Output,
     OutputsDelivered,
     OutputsRequested,
+    Refused,
     Reply,
     StreamValues,
     VariantBound,
@@ -224,6 +226,10 @@ class Registry:
                 refused = self.requests.get(message.request) if message.request else self.calls.get(message.call)
                 if refused is not None:
                     refused.refuse(message.error)
+            elif kind is Refused:
+                # What was sent makes no sense to the server: sending it again would not help.
+                text = f"the kedge server refused what this program sent, and closed the connection: {message.reason}"
+                self.fail(lambda text=text: ServiceError(text))  # type: ignore[misc]
             else:
                 self._on_other(message)
 

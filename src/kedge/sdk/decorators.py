@@ -26,9 +26,18 @@ MAX_BATCH_WAIT_MS = 10 * 60 * 1000
 # ---------------------------------------------------------------- concurrent
 
 
+MAX_SLOTS = 100_000
+"""Slots of one container at most: far beyond what threads or an event loop can use, near enough to catch a typo."""
+
+
 def concurrency_of(decorator: str, max_inputs: Any, target_inputs: Any) -> Concurrency:
     """Checked settings; `target_inputs` None means as many as `max_inputs`."""
     validation.whole_number(f"{decorator}: max_inputs", max_inputs, least=1)
+    if max_inputs > MAX_SLOTS:
+        raise InvalidError(
+            f"{decorator}: max_inputs={max_inputs} is more than one container can run at once; "
+            f"write at most {MAX_SLOTS}, and let more containers take the rest"
+        )
     if target_inputs is None:
         return Concurrency(max_inputs, max_inputs, declared=True)
     validation.whole_number(f"{decorator}: target_inputs", target_inputs, least=1)

@@ -9,7 +9,6 @@ Maps are in `mapping`, results of spawned calls in `function_call`.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from kedge.model.payload import Payload
@@ -34,6 +33,7 @@ from kedge.sdk.serializer import arguments_payload, from_payload, from_result
 from kedge.sdk.target import Target
 
 SPAWN_CHUNK = 500
+SPAWN_CHUNK_BYTES = 8 * 1024 * 1024
 """Inputs of one message of a spawned map: one transaction of the server's disk."""
 SPAWN_AHEAD = 4
 """Messages that may be on their way to the disk, so that neither side waits for the other."""
@@ -213,17 +213,15 @@ def _spawn_all(target: Target, inputs: Iterable[Arguments]) -> FunctionCall[Any]
     link.registry.calls[call.call] = pending
     try:
         link.send(link.registry.announce(target.pool, target.variant))
-        iterator = iter(inputs)
-        first = 0
-        while payloads := [
-            arguments_payload(args, kwargs, link.blobs, target.name) for args, kwargs in islice(iterator, SPAWN_CHUNK)
-        ]:
-            link.send([_chunk(pending, call, first, payloads)])
-            first += len(payloads)
-            while len(pending.chunks) >= SPAWN_AHEAD:
-                link.wait(pending)
-                _check_accepted(pending)
-        link.send([_closed(pending, call, first)])
+        chunk = _Chunk(pending, call)
+        for args, kwargs in inputs:
+            chunk.add(arguments_payload(args, kwargs, link.blobs, target.name))
+            if chunk.full:
+                link.send([chunk.take()])
+                while len(pending.chunks) >= SPAWN_AHEAD:
+                    link.wait(pending)
+                    _check_accepted(pending)
+        link.send(chunk.last())
         while pending.chunks:
             link.wait(pending)
             _check_accepted(pending)
@@ -240,21 +238,17 @@ async def _spawn_all_async(target: Target, inputs: AsyncGenerator[Arguments, Non
     call = template(target, durable=True)
     pending = SpawnCall()
     link.registry.calls[call.call] = pending
-    first = 0
-    payloads: list[Payload] = []
     try:
         link.send(link.registry.announce(target.pool, target.variant))
+        chunk = _Chunk(pending, call)
         async for args, kwargs in inputs:
-            payloads.append(arguments_payload(args, kwargs, link.blobs, target.name))
-            if len(payloads) == SPAWN_CHUNK:
-                link.send([_chunk(pending, call, first, payloads)])
-                first, payloads = first + len(payloads), []
+            chunk.add(arguments_payload(args, kwargs, link.blobs, target.name))
+            if chunk.full:
+                link.send([chunk.take()])
                 while len(pending.chunks) >= SPAWN_AHEAD:
                     await link.wait(pending)
                     _check_accepted(pending)
-        if payloads:
-            link.send([_chunk(pending, call, first, payloads)])
-        link.send([_closed(pending, call, first + len(payloads))])
+        link.send(chunk.last())
         while pending.chunks:
             await link.wait(pending)
             _check_accepted(pending)
@@ -266,15 +260,38 @@ async def _spawn_all_async(target: Target, inputs: AsyncGenerator[Arguments, Non
     return FunctionCall(call.call)
 
 
-def _chunk(pending: SpawnCall, call: InputsSubmitted, first: int, payloads: list[Payload]) -> InputsSubmitted:
-    message = submission(call, first, payloads)
-    pending.chunks[first] = message
-    return message
+class _Chunk:
+    """The inputs of a durable call that go to the disk together, bounded in number and bytes."""
 
+    def __init__(self, pending: SpawnCall, call: InputsSubmitted) -> None:
+        self._pending = pending
+        self._call = call
+        self._first = 0
+        self._payloads: list[Payload] = []
+        self._size = 0
 
-def _closed(pending: SpawnCall, call: InputsSubmitted, total: int) -> CallClosed:
-    pending.closing = CallClosed(call.call, total)
-    return pending.closing
+    @property
+    def full(self) -> bool:
+        return len(self._payloads) >= SPAWN_CHUNK or self._size >= SPAWN_CHUNK_BYTES
+
+    def add(self, payload: Payload) -> None:
+        self._payloads.append(payload)
+        self._size += len(payload.data)
+
+    def take(self) -> InputsSubmitted:
+        message = submission(self._call, self._first, self._payloads)
+        self._pending.chunks[self._first] = message
+        self._first += len(self._payloads)
+        self._payloads, self._size = [], 0
+        return message
+
+    def last(self) -> list[InputsSubmitted | CallClosed]:
+        """What is left, and that nothing follows. A call without inputs is one too: the store should know it."""
+        messages: list[InputsSubmitted | CallClosed] = []
+        if self._payloads or not self._first:
+            messages.append(self.take())
+        self._pending.closing = CallClosed(self._call.call, self._first)
+        return [*messages, self._pending.closing]
 
 
 def _check_accepted(pending: SpawnCall) -> None:
