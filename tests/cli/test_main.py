@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from click.testing import CliRunner
 
 from kedge._version import __version__
 from kedge.cli.main import main
+from kedge.sdk import server_process
+from kedge.sdk.server_process import ServerAddress
 
 
 def test_version() -> None:
@@ -41,3 +45,20 @@ def test_server_commands_where_none_runs(tmp_path: Path, monkeypatch: pytest.Mon
     app = CliRunner().invoke(main, ["app", "stop", "ap-1"])
     assert app.exit_code == 1
     assert "Error: no server is running, so no app is either." in app.output
+
+
+def test_a_server_that_was_killed_but_has_a_process_entry_left_is_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEDGE_HOME", str(tmp_path))
+    (tmp_path / "server").mkdir()
+    address = str(tmp_path / "server" / "plane.sock")
+    (tmp_path / "server" / "server.json").write_text(json.dumps({"address": address, "process": os.getpid()}))
+
+    class Started:
+        def __init__(self, private: bool) -> None:
+            self.address = ServerAddress("the/new.sock", "")
+
+    monkeypatch.setattr(server_process, "ServerProcess", Started)
+    start = CliRunner().invoke(main, ["server", "start"])
+    assert "The server listens at the/new.sock." in start.output

@@ -25,9 +25,10 @@ _LOOK_S = 0.05
 
 def start() -> int:
     """Starts the machine's server, unless it runs."""
-    found = server_process.find()
-    if found is not None:
-        click.echo(f"A server is running already at {found.address}.")
+    client = _connect()
+    if client is not None:
+        client.close()
+        click.echo(f"A server is running already at {client.address}.")
         return 0
     started = server_process.ServerProcess(private=False)
     click.echo(f"The server listens at {started.address.address}. `kedge run` uses it; `kedge server stop` ends it.")

@@ -24,17 +24,23 @@ class Snapshot:
 
     def __init__(self, code: CodeSpec) -> None:
         self._code = code
-        self._top = code.module
+        self._top = code.module.partition(".")[0]
+        """`python -m boat.main` ships all of `boat`, of which one module is the main one."""
         self._loaders: dict[str, SnapshotLoader] = {}
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name == MAIN and self._code.main:
-            return self._spec(name, self._top)
+            return self._spec(name, self._code.module)
         if name == self._top or name.startswith(self._top + "."):
             return self._spec(name, name)
         return None
+
+    @property
+    def main_in_package(self) -> str:
+        """Full name of the main module where it is one of a package (`python -m package.module`)."""
+        return self._code.module if self._code.main and self._code.is_package else ""
 
     def prime_linecache(self) -> None:
         """Lets tracebacks quote the stored lines, even where the original was edited meanwhile. Called on errors."""
@@ -98,6 +104,11 @@ def import_main(snapshot: Snapshot) -> ModuleType:
         raise ModuleNotFoundError("the snapshot of the main script is empty", name=MAIN)
     module = importlib.util.module_from_spec(spec)
     stem = os.path.splitext(os.path.basename(spec.origin))[0]
+    if snapshot.main_in_package:
+        # As `python -m` leaves it: relative imports look at these two.
+        stem = snapshot.main_in_package
+        module.__package__ = stem.rpartition(".")[0]
+        module.__spec__ = ModuleSpec(stem, spec.loader, origin=spec.origin)
     sys.modules[MAIN] = sys.modules["__main__"] = module
     # Not over a module of that name: a script called random.py must not become everybody's `random`.
     sys.modules.setdefault(stem, module)
