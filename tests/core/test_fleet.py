@@ -151,7 +151,7 @@ def test_busy_containers_stay(bench: Make) -> None:
     b = bench(function(autoscaler=AutoscalerSettings(scaledown_window=1.0)))
     b.submit(1)
     b.ready()
-    b.wait(1000.0)
+    b.wait(300.0)
     assert count(b) == 1
 
 
@@ -307,7 +307,7 @@ def test_a_crash_loop_is_told_after_three(bench: Make) -> None:
         b.wait(BACKOFF_S * 2**number)
     assert b.statuses() == {0: INIT_FAILURE}
     assert b.error() == (
-        "the container died 3 times in a row while it was starting (signal 11): segfault. "
+        "the container died 3 times in a row while it was starting; the last one was segfault. "
         "Its output shows what it did last; starts go on at growing intervals."
     )
 

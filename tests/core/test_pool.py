@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kedge.core.overdue import OVERDUE_GRACE_S
 from kedge.core.pool import CREDIT_WINDOW_S, MAX_CREDITS, MAX_LOSSES, STALL_S
 from kedge.model import protocol as p
 from kedge.model.payload import FAILURE, INTERNAL_FAILURE, SUCCESS, TIMEOUT, Result
@@ -235,7 +236,7 @@ def test_a_stall_is_noticed_also_behind_credits_that_were_cut_short(bench: Make)
 @pytest.mark.parametrize("finished_at", [2.674433 - STALL_S, 1e6 / 3, 0.1 + 0.2, 12345.678])
 def test_the_watch_for_stalls_always_moves_on(bench: Make, finished_at: float) -> None:
     """Whatever floats make of `then + 10 ms`: the duty is never due again at the time at which it is done."""
-    b = bench(function(autoscaler=ONE))
+    b = bench(function(autoscaler=ONE, timeout=1e6))
     b.ready()
     b.submit(1, "fc-0")
     b.now = finished_at - 0.003
@@ -385,10 +386,11 @@ def test_a_repeated_report_is_dropped(bench: Make) -> None:
 @pytest.mark.parametrize(
     ("how", "text"),
     [
-        ({"signal": 9}, "the container was killed by signal 9 while it ran this input, 4 times: the input is given up"),
-        ({"exit_code": 3}, "the container ended with exit code 3 while it ran this input, 4 times"),
-        ({"out_of_memory": True, "signal": 9}, "the container ran out of memory while it ran this input, 4 times"),
-        ({"reason": "the machine is gone"}, "the container was lost (the machine is gone) while it ran this input"),
+        ({"signal": 9}, "killed by signal 9"),
+        ({"exit_code": 3}, "left with exit code 3"),
+        ({"out_of_memory": True, "signal": 9}, "out of memory"),
+        ({"reason": "killed by signal 11 (SIGSEGV)", "signal": 11}, "killed by signal 11 (SIGSEGV)"),
+        ({}, "lost"),
     ],
 )
 def test_an_input_is_given_up_after_so_many_containers(bench: Make, how: dict[str, object], text: str) -> None:
@@ -400,7 +402,9 @@ def test_an_input_is_given_up_after_so_many_containers(bench: Make, how: dict[st
         assert b.running(f"ct-{number}") == ["fc-1:0"]
         b.lose(f"ct-{number}", **how)
     assert b.statuses() == {0: INTERNAL_FAILURE}
-    assert b.error().startswith(text)
+    assert b.error() == (
+        f"the container died while it ran this input, 4 times, so the input is given up; the last time it was {text}"
+    )
 
 
 def test_a_stream_ends_with_its_container(bench: Make) -> None:
@@ -408,7 +412,7 @@ def test_a_stream_ends_with_its_container(bench: Make) -> None:
     b.submit(1, stream=True)
     b.ready()
     b.lose("ct-1", exit_code=1)
-    assert b.error() == "the container ended with exit code 1 in the middle of the stream"
+    assert b.error() == "the container died in the middle of the stream: left with exit code 1"
 
 
 def test_suspects_run_in_slots_of_their_own(bench: Make) -> None:
@@ -420,3 +424,56 @@ def test_suspects_run_in_slots_of_their_own(bench: Make) -> None:
     b.ready()
     assert len(b.running("ct-2")) == 1
     assert b.credited("ct-2") == []
+
+
+# ---------------------------------------------------------------- inputs that nobody ends
+
+
+def test_an_input_that_its_container_does_not_end_is_over_for_its_caller(bench: Make) -> None:
+    """The container enforces timeouts by itself; a frozen one does not."""
+    b = bench(function(timeout=20.0, autoscaler=ONE))
+    b.submit(1)
+    b.ready()
+    b.wait(20.0 + OVERDUE_GRACE_S - 0.1)
+    assert b.results == {}
+    b.wait(0.2)
+    assert b.statuses() == {0: TIMEOUT}
+    assert b.error().startswith("the input ran longer than timeout=20 s and could not be interrupted")
+    assert ("engine", p.KillContainer("ct-1")) in b.commands
+
+
+def test_siblings_of_an_overdue_input_finish_first(bench: Make) -> None:
+    b = bench(function(slots=2, timeout=20.0, autoscaler=ONE))
+    b.submit(1)
+    b.ready()
+    b.wait(15.0)
+    b.submit(1, "fc-2")
+    b.wait(20.0)
+    assert b.statuses() == {0: TIMEOUT}
+    assert ("engine", p.KillContainer("ct-1")) not in b.commands, "a sibling still runs there"
+    b.submit(1, "fc-3")
+    assert b.running("ct-1") == ["fc-1:0", "fc-2:0"], "it gets nothing new"
+    b.finish("ct-1", 2)
+    assert ("engine", p.KillContainer("ct-1")) in b.commands
+    b.lose("ct-1")
+    b.ready("ct-2")
+    assert b.running("ct-2") == ["fc-3:0"]
+
+
+def test_code_that_ignores_its_cancellation_does_not_keep_its_slot_for_ever(bench: Make) -> None:
+    b = bench(function(timeout=20.0, autoscaler=ONE))
+    b.submit(1)
+    b.ready()
+    b.send(p.CallCancelled("fc-1"), "se-1")
+    b.submit(1, "fc-2")
+    b.wait(20.0 + OVERDUE_GRACE_S)
+    assert ("engine", p.KillContainer("ct-1")) in b.commands
+
+
+def test_short_inputs_leave_no_watches_behind(bench: Make) -> None:
+    b = bench(function(autoscaler=ONE))
+    b.ready()
+    for number in range(50):
+        b.submit(1, f"fc-{number}")
+        b.finish("ct-1", number + 1, after=0.001)
+    assert len(b.plane.agenda._due) <= 3

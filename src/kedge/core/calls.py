@@ -67,7 +67,18 @@ class Call:
 
 
 class Input:
-    __slots__ = ("attempts", "call", "closed", "container", "credited", "index", "lease", "losses", "payload")
+    __slots__ = (
+        "attempts",
+        "call",
+        "closed",
+        "container",
+        "credited",
+        "granted_at",
+        "index",
+        "lease",
+        "losses",
+        "payload",
+    )
 
     def __init__(self, call: Call, index: int, payload: Payload) -> None:
         self.call = call
@@ -81,6 +92,8 @@ class Input:
         """0 while it waits."""
         self.container: Container | None = None
         self.credited = False
+        self.granted_at = 0.0
+        """When it got its slot."""
         self.closed = False
 
     def __repr__(self) -> str:

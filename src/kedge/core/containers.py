@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kedge.core.scheduler import Placement
+from kedge.model.protocol import ContainerLost
 
 if TYPE_CHECKING:
     from kedge.core.calls import Input
@@ -39,6 +40,7 @@ class Container:
         "placement",
         "pool",
         "process",
+        "quarantined",
         "recalled",
         "requested_at",
         "stall_watched",
@@ -65,6 +67,8 @@ class Container:
         self.recalled = False
         """Credits were called back because nothing moved; none are given until something does."""
         self.used = False
+        self.quarantined = False
+        """It holds inputs that nobody can end: it gets no more, and goes when the others are done."""
         self.leases: dict[int, Input] = {}
         """Everything granted to it, slots and credits."""
         self.credits: dict[int, Input] = {}
@@ -90,3 +94,14 @@ class Container:
 
     def __repr__(self) -> str:
         return f"<Container {self.id} {self.state}: {self.running} running, {len(self.credits)} credited>"
+
+
+def how_it_ended(message: ContainerLost) -> str:
+    """In words, to go after "it was": what the engine says, or what its numbers say."""
+    if message.reason:
+        return message.reason
+    if message.out_of_memory:
+        return "out of memory"
+    if message.signal is not None:
+        return f"killed by signal {message.signal}"
+    return "lost" if message.exit_code is None else f"left with exit code {message.exit_code}"

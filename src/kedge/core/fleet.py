@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kedge.core.autoscaler import Decision, Observation, decide
-from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container
+from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container, how_it_ended
 from kedge.core.outbox import ENGINE
 from kedge.core.scheduler import Placement, Unplaceable
 from kedge.model.payload import INIT_FAILURE, ErrorInfo, Result
@@ -282,7 +282,12 @@ class Fleet:
             return
         self._leave(container, DRAINING)
         self._plane.outbox.send(container.id, ContainerDrained(reason))
-        self._plane.outbox.send(ENGINE, KillContainer(container.id, self._patience(container)))
+        self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S))
+
+    def quarantine(self, container: Container) -> None:
+        """The container holds what cannot be ended: nothing new goes there, and another takes its place."""
+        container.quarantined = True
+        self._leave(container, DRAINING)
 
     def stop(self, reason: str) -> None:
         """The app is over: every container cancels what it runs, and leaves."""
@@ -312,10 +317,6 @@ class Fleet:
             self._count_failure()
             if not self.ready and self._failures >= max(MAX_CRASHES, self.starting + 1):
                 self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, self._failures)))
-
-    def _patience(self, container: Container) -> float:
-        """How long a draining container may take: its inputs end within their timeout, then come the exit hooks."""
-        return EXIT_GRACE_S + (0.0 if container.idle else self.pool.spec.timeout)
 
     def _leave(self, container: Container, state: str) -> None:
         self.pool.left(container)
@@ -372,12 +373,8 @@ class Fleet:
 
 
 def crash_error(message: ContainerLost, times: int) -> ErrorInfo:
-    how = f"signal {message.signal}" if message.signal is not None else f"exit code {message.exit_code}"
-    if message.out_of_memory:
-        how += ", out of memory"
-    detail = f": {message.reason}" if message.reason else ""
     return ErrorInfo(
         "ExecutionError",
-        f"the container died {times} times in a row while it was starting ({how}){detail}. "
+        f"the container died {times} times in a row while it was starting; the last one was {how_it_ended(message)}. "
         "Its output shows what it did last; starts go on at growing intervals.",
     )

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from kedge.core.apps import method_limits
 from kedge.core.calls import CANCELLED, Call, Calls, Input
-from kedge.core.containers import GONE, READY, Container
+from kedge.core.containers import GONE, READY, Container, how_it_ended
 from kedge.core.fleet import Fleet
 from kedge.core.outbox import Outbox
+from kedge.core.overdue import Overdue
 from kedge.core.queue import InputQueue
 from kedge.core.router import LoadIndex
 from kedge.model.payload import FAILURE, INTERNAL_FAILURE, TIMEOUT, ErrorInfo, Payload, Result
@@ -67,6 +68,7 @@ class Pool:
         self._agenda = plane.agenda
         self._plane = plane
         self.fleet = Fleet(self, plane)
+        self._overdue = Overdue(self, plane)
 
     # ------------------------------------------------------------ inputs come
 
@@ -122,6 +124,9 @@ class Pool:
         input.container = container
         container.leases[lease] = input
         self.running += 1
+        input.granted_at = self._agenda.now
+        if not self._overdue.watching:
+            self._overdue.watch()
         call = input.call
         if self.method_limits:
             container.methods[call.method] = container.methods.get(call.method, 0) + 1
@@ -229,6 +234,7 @@ class Pool:
     def _promote(self, container: Container, lease: int, input: Input) -> None:
         del container.credits[lease]
         input.credited = False
+        input.granted_at = self._agenda.now
         self.credited -= 1
         self.running += 1
         self._weigh(container)
@@ -258,10 +264,16 @@ class Pool:
             self.fleet.retire(container, "single_use_containers=True: it has had its input")
         elif container.idle:
             self.fleet.rested(container, now)
+        if container.quarantined:
+            self.bury(container)
+
+    def bury(self, container: Container) -> None:
+        """Kills a quarantined container as soon as nobody waits for anything that it runs."""
+        if container.quarantined and all(input.closed for input in container.leases.values()):
+            self.fleet.kill(container)
 
     def _conclude(self, input: Input, result: Result, now: float) -> None:
         """One attempt has ended: again, or over."""
-        self.finished += 1
         policy = self.spec.retries
         if result.status in (FAILURE, TIMEOUT):
             if input.attempts < policy.max_retries and not input.call.stream:
@@ -271,6 +283,7 @@ class Pool:
                 self._agenda.at(now + delay, self._wake)
                 return
             self.failed += 1
+        self.finished += 1
         self._calls.close(input, result)
 
     def _wake(self, now: float) -> None:
@@ -416,17 +429,11 @@ class Pool:
 
 def lost_result(input: Input, message: ContainerLost) -> Result:
     """What the caller of an input hears whose containers kept dying."""
-    if message.out_of_memory:
-        how = "ran out of memory"
-    elif message.signal is not None:
-        how = f"was killed by signal {message.signal}"
-    elif message.exit_code is not None:
-        how = f"ended with exit code {message.exit_code}"
-    else:
-        how = "was lost"
-    detail = f" ({message.reason})" if message.reason else ""
     if input.call.stream:
-        text = f"the container {how}{detail} in the middle of the stream"
+        text = f"the container died in the middle of the stream: {how_it_ended(message)}"
     else:
-        text = f"the container {how}{detail} while it ran this input, {input.losses} times: the input is given up"
+        text = (
+            f"the container died while it ran this input, {input.losses} times, so the input is given up; "
+            f"the last time it was {how_it_ended(message)}"
+        )
     return Result(INTERNAL_FAILURE, error=ErrorInfo("InternalFailure", text))

@@ -206,10 +206,10 @@ class Store:
             if found is None:
                 return None
             function, method, parent, total = found
-            query = "SELECT position, status FROM results WHERE call = ?1 UNION ALL " + (
-                "SELECT position, 'queued' FROM inputs WHERE call = ?1 ORDER BY 1"
+            query = "SELECT position, status FROM results WHERE call = :call UNION ALL " + (
+                "SELECT position, 'queued' FROM inputs WHERE call = :call ORDER BY 1"
             )
-            status = [[position, text] for position, text in tx.execute(query, (call,))]
+            status = [[position, text] for position, text in tx.execute(query, {"call": call})]
             return {
                 "inputs": total if total >= 0 else len(status),
                 "done": sum(text != "queued" for _, text in status),

@@ -237,7 +237,7 @@ def a_poison_input_kills_its_containers(seed: int) -> World:
     assert every(poison, INTERNAL_FAILURE)
     error = poison.results[0].error
     assert error is not None
-    assert "4 times: the input is given up" in error.message
+    assert "4 times, so the input is given up" in error.message
     assert every(others)
     return world
 
