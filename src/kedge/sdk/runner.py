@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kedge")
 
-STOP_S = 30.0
+STOP_S = 40.0
 """Seconds in which an app must have stopped: its containers have 10 for their exit hooks."""
 
 
