@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kedge.core.fleet import BACKOFF_S, EXIT_GRACE_S, MAX_CRASHES
+from kedge.core.fleet import BACKOFF_S, EXIT_GRACE_S, LAST_MOMENT_S, MAX_CRASHES
 from kedge.core.outbox import ENGINE
 from kedge.model import protocol as p
 from kedge.model.payload import INIT_FAILURE, SUCCESS, ErrorInfo
@@ -400,7 +400,8 @@ def test_a_connection_that_breaks_ends_the_container(bench: Make) -> None:
     b.ready("ct-1")
     for container in ("ct-1", "ct-2"):
         b.send(p.ContainerDisconnected(container))
-        assert b.orders(p.KillContainer, ENGINE) == [p.KillContainer(container)]
+        orders = b.orders(p.KillContainer, ENGINE)
+        assert orders == [p.KillContainer(container, LAST_MOMENT_S)], "a dying process may say itself how it ended"
     assert b.plane.pools[F].running == 1, "its input waits until the process has surely gone"
     b.lose("ct-1", signal=9)
     b.lose("ct-2", signal=9)

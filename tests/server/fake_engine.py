@@ -33,7 +33,7 @@ class FakeContainer:
         self.held: dict[int, p.Dispatch] = {}
         self.cancelled: list[int] = []
         self.messages: list[Any] = []
-        self.connection = AsyncConnection(p.ToContainer, self._heard, lambda connection, reason: None)
+        self.connection = AsyncConnection(p.ToContainer, self._heard, lambda connection, reason: engine.deaf(self))
 
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -118,6 +118,11 @@ class FakeEngine:
         known = self.containers.get(container)
         if known is not None and not grace_s:
             self.lose(known, "it was killed", signal=9)
+
+    def deaf(self, container: FakeContainer) -> None:
+        """Its connection is gone: if it was asked to leave, it does."""
+        if any(container.launch.container == name for name, _ in self.killed):
+            self.lose(container, "it was killed", signal=9)
 
     def lose(self, container: FakeContainer, reason: str, signal: int | None = None) -> None:
         """The process is gone; the server hears of it a moment later."""

@@ -30,6 +30,8 @@ MAX_BACKOFF_S = 60.0
 """Starts after a failed one wait 0.5 s, doubling up to a minute: a crash loop costs little and heals by itself."""
 MIN_WINDOW_S = 0.01
 """An idle container is not looked at more often than this, whatever its scaledown_window."""
+LAST_MOMENT_S = 1.0
+"""Seconds for a process whose connection is gone: most likely it is dying, and its own end says why; a kill does not."""
 EXIT_GRACE_S = 30.0
 """Seconds for exit hooks, and for code that is being cancelled, before the process is killed."""
 
@@ -298,10 +300,10 @@ class Fleet:
             self._plane.outbox.send(container.id, ContainerDrained(reason, cancel=True))
             self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S if container.process else 0.0))
 
-    def kill(self, container: Container) -> None:
+    def kill(self, container: Container, grace_s: float = 0.0) -> None:
         if container.state in (READY, STARTING):
             self._leave(container, DRAINING)
-        self._plane.outbox.send(ENGINE, KillContainer(container.id))
+        self._plane.outbox.send(ENGINE, KillContainer(container.id, grace_s))
 
     def gone(self, container: Container, message: ContainerLost, machine_too: bool = False) -> None:
         """The process has ended: by itself, or with its machine, which is no fault of the user's code."""

@@ -17,6 +17,7 @@ from kedge.core.apps import App, normalised
 from kedge.core.audit import audit
 from kedge.core.calls import CANCELLED, Call, Calls, Input, Waiter
 from kedge.core.containers import STARTING, Container
+from kedge.core.fleet import LAST_MOMENT_S
 from kedge.core.outbox import ENGINE, STORE, Command, Outbox
 from kedge.core.pool import Pool
 from kedge.core.room import Rooms
@@ -406,9 +407,9 @@ class Plane:
         """Its connection is gone: it can neither be given inputs nor tell of them, so its process must go too."""
         container = self.containers.get(message.container)
         if container is not None and container.state == STARTING:
-            self.outbox.send(ENGINE, p.KillContainer(container.id))
+            self.outbox.send(ENGINE, p.KillContainer(container.id, LAST_MOMENT_S))
         elif container is not None:
-            container.pool.fleet.kill(container)
+            container.pool.fleet.kill(container, LAST_MOMENT_S)
 
     def _container_lost(self, message: p.ContainerLost, now: float, sender: str) -> None:
         container = self.containers.get(message.container)

@@ -328,7 +328,7 @@ def _explained(container: Container, starved: bool) -> str:
         return "killed by the kernel: the machine or its memory limit had no memory left"
     if container.why:
         return container.why
-    if container.killed:
+    if container.killed and number == signal.SIGKILL:
         return "killed on request"
     if number is not None:
         try:
