@@ -6,9 +6,14 @@ import asyncio
 import contextlib
 import contextvars
 import os
+import pickle
+import queue
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
+from time import sleep as sleep_by_name
 
 import kedge
 
@@ -247,6 +252,229 @@ def first_then_fast(name):
 def with_thread():
     threading.Thread(target=time.sleep, args=(60,), daemon=False).start()
     return "started"
+
+
+# ---------------------------------------------------------------- time and waiting
+
+
+def nap(name, seconds):
+    try:
+        note(f"begin {name}")
+        time.sleep(seconds)
+    except BaseException as error:
+        note(f"{type(error).__name__} {name}")
+        raise
+    return name
+
+
+async def nap_async(name, seconds):
+    try:
+        note(f"begin {name}")
+        await asyncio.sleep(seconds)
+    except BaseException as error:
+        note(f"{type(error).__name__} {name} {error}")
+        raise
+    return name
+
+
+app.function(name="nap")(nap)
+app.function(name="nap_async")(nap_async)
+
+
+class SlowToLoad:
+    def __reduce__(self):
+        return load_slowly, ("loaded",)
+
+
+def load_slowly(value):
+    time.sleep(1)
+    return value
+
+
+# Takes its arguments as they come, however long that takes.
+app.function(name="name_of")(lambda value: value)
+
+condition = threading.Condition()
+locked = threading.Lock()
+locked.acquire()
+
+
+def in_a_child(**streams):
+    with subprocess.Popen(["sleep", "60"], **streams) as child:
+        note(f"child {child.pid}")
+        try:
+            child.communicate()
+        except BaseException:
+            child.kill()
+            raise
+
+
+async def asleep():
+    try:
+        note("begin coroutine")
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        note("the coroutine too")
+        raise
+
+
+WAITS = {
+    "sleep": lambda: time.sleep(60.5),
+    "sleep by name": lambda: sleep_by_name(60),
+    "event": lambda: threading.Event().wait(),
+    "event with a timeout": lambda: threading.Event().wait(60),
+    "queue": lambda: queue.Queue().get(),
+    "semaphore": lambda: threading.Semaphore(0).acquire(),
+    "future": lambda: Future().result(),
+    "child": lambda: subprocess.run(["sleep", "60"]),
+    "child with a timeout": lambda: subprocess.run(["sleep", "60"], timeout=60),
+    "one pipe": lambda: in_a_child(stdout=subprocess.PIPE),
+    "two pipes": lambda: in_a_child(stdout=subprocess.PIPE, stderr=subprocess.PIPE),
+    "shell": lambda: subprocess.check_output("sleep 60 | cat", shell=True),
+    "coroutine": asleep,
+}
+
+
+@app.function()
+def wait_for(how):
+    if how not in WAITS:
+        return how
+    if how == "coroutine":
+        return asleep()
+    try:
+        note(f"begin {how}")
+        WAITS[how]()
+    except BaseException as error:
+        note(f"{type(error).__name__} {how}")
+        time.sleep(0.001)  # cleaning up may wait
+        raise
+    return how
+
+
+@app.function()
+def wait_notified(name):
+    """Waits for one notification of the shared condition; with an empty name, gives one."""
+    with condition:
+        if name:
+            note(f"begin {name}")
+            condition.wait(60)
+        else:
+            condition.notify(1)
+    return name
+
+
+@app.function()
+def sleep_in_a_thread():
+    """Its own thread sleeps on when the input is cancelled."""
+
+    def child():
+        began = time.monotonic()
+        time.sleep(0.2)
+        note(f"its thread slept to the end: {time.monotonic() - began >= 0.2}")
+
+    thread = threading.Thread(target=child)
+    thread.start()
+    note("begin")
+    time.sleep(60)
+
+
+@app.function()
+def sleep_facts():
+    """How time.sleep answers in this thread, where waits can be interrupted, and in a thread of its own."""
+
+    class Clock:
+        sleep = time.sleep
+
+    def attempt(*args, **kwargs):
+        try:
+            return time.sleep(*args, **kwargs)
+        except Exception as error:
+            return type(error).__name__, "" if kwargs or len(args) != 1 else str(error)
+
+    def facts():
+        before = time.monotonic()
+        time.sleep(0.05)
+        slept = time.monotonic() - before
+        odd = [attempt(x) for x in (0, -1, -0.5, "1", None, float("nan"), 0.001, True * 0, 1e300)]
+        return [slept >= 0.05, *odd, attempt(), attempt(1, 2), attempt(seconds=1), Clock().sleep(0)]
+
+    elsewhere = []
+    thread = threading.Thread(target=lambda: elsewhere.append(facts()))
+    thread.start()
+    thread.join()
+    same = pickle.loads(pickle.dumps(time.sleep))
+    return facts(), elsewhere[0], same == time.sleep, time.sleep.__name__, bool(time.sleep.__doc__)
+
+
+@app.function()
+def output_of_children():
+    """What subprocess gives with each combination of pipes."""
+    pipe = subprocess.PIPE
+    script = "read x; echo out $x; echo err >&2; exit 3"
+    found = []
+    for streams in ({}, {"stdout": pipe}, {"stderr": pipe}, {"stdout": pipe, "stderr": pipe}):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
+        done = subprocess.run(["sh", "-c", script], text=True, **(quiet | streams))
+        found.append((done.returncode, done.stdout, done.stderr))
+        fed = subprocess.Popen(["sh", "-c", script], text=True, **(quiet | streams | {"stdin": pipe}))
+        found.append((*fed.communicate("fed\n"), fed.wait(), fed.returncode))
+    return found
+
+
+@app.cls()
+class Stubborn:
+    """Ignores what it is told until the test allows it to end."""
+
+    @kedge.method()
+    def hold(self, name):
+        """No exception reaches this wait in a thread."""
+        note(f"begin {name}")
+        while True:
+            try:
+                return locked.acquire()
+            except BaseException:
+                note(f"ignored {name}")
+
+    @kedge.method()
+    async def hold_async(self, name):
+        note(f"begin {name}")
+        while True:
+            try:
+                return await asyncio.sleep(60)
+            except BaseException:
+                note(f"ignored {name}")
+
+    @kedge.method()
+    async def block(self, name):
+        note(f"begin {name}")
+        locked.acquire()
+
+    @kedge.method()
+    def tidy(self, name):
+        try:
+            note(f"begin {name}")
+            time.sleep(60)
+        finally:
+            note(f"tidying {name}")
+            allowed(name)
+            note(f"tidy {name}")
+
+    @kedge.method()
+    def nap(self, name, seconds):
+        return nap(name, seconds)
+
+    @kedge.method()
+    async def nap_async(self, name, seconds):
+        return await nap_async(name, seconds)
+
+    @kedge.exit()
+    def close(self):
+        note("exit sync")
+
+    @kedge.exit()
+    async def close_async(self):
+        await asyncio.sleep(0)
+        note("exit async")
 
 
 @app.cls()

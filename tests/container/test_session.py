@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kedge.container import session as session_module
 from kedge.container.session import Cancel, Exit, Session, Start
-from kedge.model.payload import SUCCESS, TERMINATED, TIMEOUT, Payload, Result
+from kedge.model.payload import FAILURE, SUCCESS, TERMINATED, TIMEOUT, ErrorInfo, Payload, Result
 from kedge.model.protocol import (
     ConcurrencyChanged,
     ContainerDrained,
@@ -144,6 +144,19 @@ def test_a_cancelled_input_is_cancelled_whatever_its_code_returns(reason: str, s
     assert session.outgoing() == [InputsFinished([Finished(1, Result(status), 0.5)], [])]
 
 
+def test_late_code_says_where_it_was_and_nothing_else_of_what_it_left_counts() -> None:
+    session = Session(3)
+    give(session, 1, 2, 3)
+    session.receive(InputsCancelled([1, 2], "timeout"))
+    session.receive(InputsCancelled([3]))
+    late, own = ErrorInfo("FunctionTimeoutError", "the input ran longer"), ErrorInfo("ValueError", "of the code's own")
+    session.finished(1, Result(TIMEOUT, DONE.payload, late, 7))
+    session.finished(2, Result(FAILURE, error=own))
+    session.finished(3, Result(TIMEOUT, error=late))
+    results = [item.result for item in session.outgoing()[0].inputs]
+    assert results == [Result(TIMEOUT, error=late, count=7), Result(TIMEOUT), Result(TERMINATED)]
+
+
 def test_only_the_first_cancel_of_an_input_counts() -> None:
     session = Session(1)
     give(session, 1)
@@ -229,6 +242,29 @@ def test_a_drain_that_cancels_reports_nothing_of_what_it_cancelled() -> None:
     assert session.outgoing() == [InputsReturned([4]), InputsFinished([Finished(1, Result(TERMINATED))], [])]
 
 
+def test_giving_up_leaves_behind_what_a_drain_has_cancelled() -> None:
+    session = Session(2)
+    give(session, 1, 2)
+    session.receive(ContainerDrained("stop", cancel=True))
+    session.finished(1, DONE)
+    assert session.stopping
+    assert session.give_up() == [Exit("stop")]
+    assert session.finished(2, DONE) == []
+    assert session.give_up() == []
+    assert session.outgoing() == []
+
+
+def test_nobody_gives_up_what_may_finish() -> None:
+    session = Session(1)
+    give(session, 1)
+    assert session.give_up() == []
+    session.receive(ContainerDrained("idle"))
+    session.receive(InputsCancelled([1]))
+    assert not session.stopping
+    assert session.give_up() == []
+    assert session.finished(1, DONE) == [Exit("idle")]
+
+
 def test_nothing_starts_after_the_exit_or_after_a_drain_that_cancels() -> None:
     idle = Session(1)
     idle.receive(ContainerDrained())
@@ -276,6 +312,8 @@ class SessionMachine(RuleBasedStateMachine):
         self.granted: set[int] = set()
         """Leases the plane has not heard the end of."""
         self.running: set[int] = set()
+        self.left: set[int] = set()
+        """Given up while they ran."""
         self.cancelled: set[int] = set()
         self.unreported: set[int] = set()
         """Ended here: a result is owed."""
@@ -334,6 +372,14 @@ class SessionMachine(RuleBasedStateMachine):
         self.cancelling |= cancel
         self.act(self.session.receive(ContainerDrained("", cancel)))
 
+    @precondition(lambda self: self.lease > 4)
+    @rule()
+    def give_up(self) -> None:
+        if self.cancelling:
+            self.left |= self.running
+            self.running.clear()
+        self.act(self.session.give_up())
+
     @rule()
     def flush(self) -> None:
         started: set[int] = set()
@@ -357,7 +403,7 @@ class SessionMachine(RuleBasedStateMachine):
                 started |= set(message.started)
             else:
                 started |= set(message.leases)
-        assert started <= self.running
+        assert started <= self.running | self.left
         if not self.cancelling:
             assert not self.unreported, "every end is reported with the next frame"
 

@@ -107,6 +107,8 @@ class Executor:
     def describe_jobs(self) -> str:
         """`3 inputs of square() have`, for a sentence."""
         jobs = self.jobs()
+        if not jobs:
+            return "code beside all inputs has"
         names = ", ".join(dict.fromkeys(job.entry.name for job in jobs))
         return f"{len(jobs)} input{'s' * (len(jobs) != 1)} of {names} {'has' if len(jobs) == 1 else 'have'}"
 

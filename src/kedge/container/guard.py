@@ -7,7 +7,8 @@
 * Slot threads get the exception from outside (`PyThreadState_SetAsyncExc`). One that is pending when the code ends is
   revoked under the same lock that sent it, before the thread takes its next input.
   Where they wait, they are woken (see `waits`).
-* The main thread gets a signal instead, which also breaks what blocks in a system call.
+* The main thread gets a signal instead, which also breaks what blocks in a system call. Under a loop that waits it
+  cancels the coroutine: an exception would be lost in the loop.
 
 An input is hit at most once. Repeating and giving up belong to whoever escalates: `interrupt` is their one door.
 """
@@ -97,6 +98,7 @@ class MainGuard:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
+        self._bell = Bell()
         self._job: Cancellable | None = None
 
     @property
@@ -125,7 +127,9 @@ class MainGuard:
         job = self._job
         if job is not None and job.reason:
             self._job = None
-            raise exception_for(job)
+            end_wait = self._bell.loop
+            if end_wait is None or not end_wait():
+                raise exception_for(job)
 
 
 def exception_for(job: Cancellable) -> type[InputCancellation]:

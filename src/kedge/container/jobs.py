@@ -19,8 +19,8 @@ from typing import Any
 from msgspec import Struct
 
 from kedge.container.guard import Guard, exception_for, guarded
-from kedge.container.stream import Stream
 from kedge.container.session import TIMED_OUT
+from kedge.container.stream import Stream
 from kedge.exception import ExecutionError, FunctionTimeoutError
 from kedge.model.payload import FAILURE, TERMINATED, TIMEOUT, Payload, Result
 from kedge.model.protocol import Dispatch

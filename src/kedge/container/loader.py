@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Coroutine
 from types import ModuleType
 from typing import Any
 
@@ -53,17 +54,28 @@ class UserLoop:
         others, where a plain function of theirs returned a coroutine."""
         if not inspect.isawaitable(value):
             return value
-        if threading.get_ident() != self._main:
-            try:
+        try:
+            if threading.get_ident() != self._main:
                 return asyncio.run(_awaited_on_thread(value))
-            finally:
-                waits.leave_loop(None)
+            return self._run_on_main(_awaited(value))
+        finally:
+            waits.leave_loop(None)
+
+    def _run_on_main(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         loop = self.get()
-        task = loop.create_task(_awaited(value))
+        task = loop.create_task(coroutine)
+
+        def end_wait() -> bool:
+            waits_now = asyncio.current_task(loop) is None
+            if waits_now:
+                loop.call_soon_threadsafe(task.cancel)
+            return waits_now
+
+        waits.leave_loop(end_wait)
         try:
             return loop.run_until_complete(task)
         except InputCancellation:
-            # It hit the loop, not the coroutine: let that clean up as well.
+            # It may have hit the loop, or a task beside it: let the coroutine clean up as well.
             task.cancel()
             loop.run_until_complete(asyncio.wait([task]))
             raise

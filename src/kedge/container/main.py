@@ -25,9 +25,9 @@ from typing import NoReturn
 
 import msgspec
 
+from kedge.container import waits
 from kedge.container.executor import CRASHED, Executor
 from kedge.container.guard import MAIN_SIGNAL
-from kedge.container import waits
 from kedge.container.heartbeat import IoThread
 from kedge.container.jobs import Runner
 from kedge.container.loader import Loaded, UserLoop, settle
@@ -88,8 +88,9 @@ def _live(launch: Launch) -> int:
         loaded.enter()
         runner = Runner(loaded.service, blobs, user_loop.finish, loaded.prepare)
     except BaseException as error:
-        traceback.print_exc()
-        executor.outbox.send([ContainerFailed(error_info(error))])
+        failure = error_info(error)
+        print(failure.traceback, file=sys.stderr, flush=True)
+        executor.outbox.send([ContainerFailed(failure)])
         return 1
     executor.open(runner, user_loop.get() if runner.has_async else None)
     executor.outbox.send([ContainerReady(loaded.imports, time.perf_counter() - began)])

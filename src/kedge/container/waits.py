@@ -44,7 +44,7 @@ _CONDITION_WAIT = threading.Condition.wait.__code__
 class Bell:
     """Wakes the thread that makes it. Rung by another thread, once per input."""
 
-    __slots__ = ("_pipe", "listening", "loop", "lock")
+    __slots__ = ("_pipe", "listening", "lock", "loop")
 
     def __init__(self) -> None:
         self.listening = False
@@ -52,7 +52,7 @@ class Bell:
         self.lock: Any = None
         """What the thread waits for, or has waited for: nobody else needs it to be locked."""
         self.loop: Callable[[], object] | None = None
-        """Wakes the event loop that the thread runs."""
+        """Ends the wait of the event loop that the thread runs; False where that does not wait."""
         self._pipe: Wake | None = None
         _bells[threading.get_ident()] = self
 
@@ -91,11 +91,11 @@ def install() -> None:
         _replace_in_popen()
 
 
-def leave_loop(wake: Callable[[], object] | None) -> None:
-    """The calling thread runs an event loop, which `wake` lets run for a moment; None: no longer."""
+def leave_loop(end_wait: Callable[[], object] | None) -> None:
+    """The calling thread runs an event loop for its input; None: no longer. See `Bell.loop`."""
     bell = _bells.get(threading.get_ident())
     if bell is not None:
-        bell.loop = wake
+        bell.loop = end_wait
 
 
 def _listening() -> Bell | None:
