@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,3 +100,17 @@ def test_a_stop_waits_for_no_thread_that_cannot_be_ended(tmp_path: Path) -> None
         functions.Stubborn(path=str(marker)).hold.spawn()
         wait_until(lambda: marker.exists() and marker.read_text() == "holds\n")
     assert marker.read_text() == "holds\nexit hook\n"
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "concurrency.md"
+PROGRAMS = re.findall(r"```python\n(import .*?)```\n\n```\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+assert len(PROGRAMS) == 3, "the programs of the guide are no longer found"
+
+
+@pytest.mark.parametrize(("program", "shown"), PROGRAMS, ids=[str(number) for number in range(len(PROGRAMS))])
+def test_the_programs_of_the_guide_print_what_it_shows(program: str, shown: str, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, "-m", "kedge.cli.main", "run", "program.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line in shown.splitlines()] == shown.splitlines(), done.stdout + done.stderr

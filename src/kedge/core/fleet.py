@@ -31,7 +31,7 @@ MAX_BACKOFF_S = 60.0
 MIN_WINDOW_S = 0.01
 """An idle container is not looked at more often than this, whatever its scaledown_window."""
 LAST_MOMENT_S = 1.0
-"""Seconds for a process whose connection is gone: most likely it is dying, and its own end says why; a kill does not."""
+"""Seconds for a process whose connection is gone: most likely it is dying, and its own end says why, a kill not."""
 EXIT_GRACE_S = 30.0
 """Seconds for exit hooks, and for code that is being cancelled, before the process is killed."""
 
