@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from msgspec.structs import replace
-
 from kedge.core.agenda import Agenda
 from kedge.core.apps import App, normalised
 from kedge.core.audit import audit
-from kedge.core.calls import CANCELLED, Call, Calls, Input, Waiter
+from kedge.core.calls import CANCELLED, Call, Calls, Input
 from kedge.core.containers import STARTING, Container
+from kedge.core.desk import Desk
 from kedge.core.fleet import LAST_MOMENT_S
-from kedge.core.outbox import ENGINE, STORE, Command, Outbox
+from kedge.core.outbox import ENGINE, Command, Outbox
 from kedge.core.pool import Pool
 from kedge.core.room import Rooms
 from kedge.core.scheduler import Scheduler
@@ -43,6 +42,7 @@ class Plane:
         self._ids = ids
         self._lease = 0
         self._touched: dict[Pool, None] = {}
+        desk = Desk(self)
         self._handlers: dict[type, Callable[[Any, float, str], None]] = {
             p.AppCreated: self._app_created,
             p.AppStopped: self._app_stopped,
@@ -50,11 +50,11 @@ class Plane:
             p.InputsSubmitted: self._inputs_submitted,
             p.CallClosed: self._call_closed,
             p.CallCancelled: self._call_cancelled,
-            p.OutputsRequested: self._outputs_requested,
-            p.OutputsForgotten: self._outputs_forgotten,
-            p.StatisticsRequested: self._statistics_requested,
-            p.AutoscalerUpdated: self._autoscaler_updated,
-            p.CallRequested: self._call_requested,
+            p.OutputsRequested: desk.outputs_requested,
+            p.OutputsForgotten: desk.outputs_forgotten,
+            p.StatisticsRequested: desk.statistics_requested,
+            p.AutoscalerUpdated: desk.autoscaler_updated,
+            p.CallRequested: desk.call_requested,
             p.SessionClosed: self._session_closed,
             p.CallRestored: self._call_restored,
             p.ContainerStarted: self._container_started,
@@ -200,7 +200,7 @@ class Plane:
                 return app
         return None
 
-    def _find_pool(self, id: str) -> Pool | ErrorInfo:
+    def find_pool(self, id: str) -> Pool | ErrorInfo:
         """The pool of an id, made if its function is known."""
         pool = self.pools.get(id)
         if pool is None:
@@ -217,7 +217,7 @@ class Plane:
     # ------------------------------------------------------------ inputs
 
     def _inputs_submitted(self, message: p.InputsSubmitted, now: float, sender: str) -> None:
-        pool = self._find_pool(message.pool)
+        pool = self.find_pool(message.pool)
         if isinstance(pool, ErrorInfo):
             self.calls.refuse(sender, message.call, pool)
             if message.durable:
@@ -292,48 +292,9 @@ class Plane:
             self.drop(f"{what} by a container that is gone")
         return container
 
-    # ------------------------------------------------------------ results that are asked for
-
-    def _outputs_requested(self, message: p.OutputsRequested, now: float, sender: str) -> None:
-        call = self.calls.by_id.get(message.call)
-        if call is None:
-            wanted = p.OutputsWanted(sender, message.call, None, message.request, message.start, message.end)
-            self.outbox.send(STORE, wanted)
-            return
-        waiter = Waiter(sender, message.start, message.end, message.request)
-        call.waiters.append(waiter)
-        there = [index for index in call.done if waiter.wants(index)]
-        if there:
-            self.outbox.send(STORE, p.OutputsWanted(sender, call.id, there, message.request))
-
-    def _outputs_forgotten(self, message: p.OutputsForgotten, now: float, sender: str) -> None:
-        call = self.calls.by_id.get(message.call)
-        if call is not None:
-            call.waiters = [
-                w for w in call.waiters if w.session != sender or (message.request and w.request != message.request)
-            ]
-
-    def _call_requested(self, message: p.CallRequested, now: float, sender: str) -> None:
-        call = self.calls.by_id.get(message.call)
-        if call is None:
-            self.outbox.send(STORE, p.CallWanted(sender, message.call, message.request))
-            return
-        inputs = dict(call.done)
-        for index, input in call.open.items():
-            inputs[index] = "running" if input.container is not None and not input.credited else "queued"
-        value = {
-            "inputs": call.total if call.total is not None else call.submitted,
-            "done": len(call.done),
-            "function": call.pool.spec.name,
-            "method": call.method,
-            "parent": call.parent,
-            "status": [[index, inputs[index]] for index in sorted(inputs)],
-        }
-        self.outbox.send(sender, p.Reply(message.request, value))
-
     def _call_restored(self, message: p.CallRestored, now: float, sender: str) -> None:
         """A durable call out of the store: its open inputs follow as InputsSubmitted."""
-        pool = self._find_pool(message.pool)
+        pool = self.find_pool(message.pool)
         if not isinstance(pool, ErrorInfo):
             call = self.calls.open(message.call, pool, "", message.method, True, False, "")
             total = message.total if message.total >= 0 else None
@@ -354,35 +315,6 @@ class Plane:
         for app in [a for a in self.apps.values() if a.session == sender]:
             app.session = ""
             self._stop(app, "the program that ran it has ended")
-
-    def _statistics_requested(self, message: p.StatisticsRequested, now: float, sender: str) -> None:
-        if message.pool:
-            pool = self._find_pool(message.pool)
-            if isinstance(pool, ErrorInfo):
-                self.outbox.send(sender, p.Reply(message.request, None, pool))
-                return
-            value: Any = pool.statistics()
-        elif message.app:
-            value = [pool.statistics() for pool in self.pools.values() if pool.app == message.app]
-        else:
-            value = self.statistics()
-        self.outbox.send(sender, p.Reply(message.request, value))
-
-    def _autoscaler_updated(self, message: p.AutoscalerUpdated, now: float, sender: str) -> None:
-        pool = self._find_pool(message.pool)
-        if isinstance(pool, ErrorInfo):
-            self.outbox.send(sender, p.Reply(message.request, None, pool))
-            return
-        names = ("min_containers", "max_containers", "buffer_containers", "scaledown_window")
-        changes = {name: getattr(message, name) for name in names if getattr(message, name) is not None}
-        settings = replace(pool.fleet.settings, **changes)
-        if settings.max_containers is not None and settings.min_containers > settings.max_containers:
-            text = f"min_containers={settings.min_containers} is above max_containers={settings.max_containers}"
-            self.outbox.send(sender, p.Reply(message.request, None, ErrorInfo("InvalidError", text)))
-            return
-        pool.fleet.change_settings(settings, now)
-        self.touch(pool)
-        self.outbox.send(sender, p.Reply(message.request, {name: getattr(settings, name) for name in names}))
 
     # ------------------------------------------------------------ containers and machines
 
