@@ -313,7 +313,11 @@ def to_exception(error: ErrorInfo | None, status: str = FAILURE, what: str = "th
     """
     message = error.message if error is not None else ""
     if status == TIMEOUT:
-        return FunctionTimeoutError(message or f"{what} ran longer than the timeout of its function")
+        late = FunctionTimeoutError(message or f"{what} ran longer than the timeout of its function")
+        if error is not None:
+            # Where the code was when its time was over.
+            tracebacks.attach(late, error.frames, error.traceback)
+        return late
     if error is None:
         return RemoteError(f"{what} was cancelled" if status == TERMINATED else f"{what} ended as {status!r}")
     if status == INTERNAL_FAILURE:
