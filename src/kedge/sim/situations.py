@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from kedge.model import protocol as p
-from kedge.model.payload import SUCCESS, TERMINATED
+from kedge.model.payload import SUCCESS, TERMINATED, TIMEOUT
 from kedge.model.spec import AutoscalerSettings, Concurrency, GpuRequest, MethodSpec, Resources
 from kedge.sim.client import SimClient
 from kedge.sim.machine import NEST, OK, STUBBORN, work
@@ -309,6 +309,31 @@ def stubborn_code_holds_its_slot(seed: int) -> World:
     assert not after.over
     world.settle(100.0)
     assert every(after)
+    return world
+
+
+@scenario
+def a_frozen_input_is_over_and_its_siblings_finish(seed: int) -> World:
+    """One input never ends: its caller hears so after timeout and grace, its siblings finish, what waits runs
+    elsewhere."""
+    slots = Concurrency(3, 3, True)
+    world, client = stage(seed, function("f", concurrency=slots, timeout=20.0, autoscaler=ONE))
+    frozen = client.call(F, [work(OK, 1e6)])
+    wait(world, is_running(world))
+    first = only(world)
+    early = client.call(F, [work(OK, 5.0)])
+    wait(world, lambda: early.over, 10.0)
+    world.run(world.now + 15.0)
+    late = client.call(F, [work(OK, 15.0), work(OK, 15.0)])
+    wait(world, lambda: frozen.over, 30.0)
+    assert every(frozen, TIMEOUT)
+    assert not late.over
+    after = client.call(F, [work(OK, 0.1) for _ in range(5)])
+    wait(world, lambda: late.over and after.over, 60.0)
+    assert every(late)
+    assert every(after)
+    wait(world, lambda: first.id not in world.engine.containers)
+    world.settle(100.0)
     return world
 
 
