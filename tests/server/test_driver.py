@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,28 @@ async def test_what_a_session_says_after_a_spawn_waits_for_the_disk(tmp_path: Pa
         accepted = next(i for i, m in enumerate(client.messages) if isinstance(m, p.InputsAccepted))
         delivered = next(i for i, m in enumerate(client.messages) if isinstance(m, p.OutputsDelivered))
         assert accepted < delivered
+
+
+@on_loop
+async def test_a_result_is_on_disk_before_anybody_sees_it(tmp_path: Path) -> None:
+    """What a caller has seen, a crash of the server must not undo: the input would run again."""
+    async with running(tmp_path) as shell:
+        client = await shell.client(p.AppCreated(1, app()), spawned("a"), p.OutputsRequested("fc-1", request=1))
+        seen = []
+        record = shell.store.record
+
+        def recorded(message: p.OutputsRecorded, then: Callable[[], None] | None = None) -> None:
+            assert then is not None
+
+            def on_disk() -> None:
+                seen.append([m for m in client.messages if isinstance(m, p.OutputsDelivered)])
+                then()
+
+            record(message, on_disk)
+
+        shell.store.record = recorded  # type: ignore[method-assign]
+        assert (await client.results("fc-1", 1))[0].status == SUCCESS
+        assert seen == [[]], "delivered once it was on disk, not before"
 
 
 @on_loop

@@ -55,6 +55,7 @@ class Driver:
         """Messages on which the plane failed."""
         self.archive = Archive(store, self.links)
         self._engine = engine
+        self._store = store
         self._launches = launches
         self._output = output
         self._loop = asyncio.get_running_loop()
@@ -67,7 +68,6 @@ class Driver:
         """Bytes of output that a session has missed since it stopped reading."""
         self.journal = Journal(plane, store, self._handle, self.send, self.links)
         self._store_commands: dict[type, Callable[[Any], None]] = {
-            p.OutputsRecorded: store.record,
             p.OutputsWanted: self.archive.deliver,
             p.CallWanted: self.archive.describe,
             p.PayloadReleased: store.release,
@@ -93,11 +93,17 @@ class Driver:
         except Exception as error:
             self._failed(message, sender, error)
             commands = self.plane.outbox.take()
+        recorded: dict[str, list[tuple[str, p.OutputsDelivered]]] = {}
         for address, order in commands:
+            kind = type(order)
             if address == ENGINE:
                 self._order(order)
+            elif kind is p.OutputsRecorded:
+                self._record(order, recorded.setdefault(order.call, []))
             elif address == STORE:
-                self._store_commands[type(order)](order)
+                self._store_commands[kind](order)
+            elif recorded and kind is p.OutputsDelivered and order.call in recorded:
+                recorded[order.call].append((address, order))
             else:
                 self.send(address, order)
         afterwards = self._afterwards.get(type(message))
@@ -106,6 +112,16 @@ class Driver:
         due = self.plane.next_deadline()
         if due is not None and (self._timer is None or due < self._timer_at):
             self._arm(due)
+
+    def _record(self, message: p.OutputsRecorded, waiting: list[tuple[str, p.OutputsDelivered]]) -> None:
+        """Results of a durable call go to the disk first, then to who waits: nobody sees one that a crash can undo."""
+
+        def deliver() -> None:
+            for session, outputs in waiting:
+                self.send(session, outputs)
+            self.flush_all()
+
+        self._store.record(message, deliver)
 
     def _failed(self, message: Any, sender: str, error: Exception) -> None:
         """The plane has failed on one message. Its contents may be private, so only its name is logged."""

@@ -140,8 +140,8 @@ class Store:
         """No further inputs: the call has `total` of them."""
         self.writer.put(lambda tx: tx.execute("UPDATE calls SET total = ? WHERE call = ?", (total, call)), keep=True)
 
-    def record(self, message: OutputsRecorded) -> None:
-        """Keeps results; of two for the same input the first counts."""
+    def record(self, message: OutputsRecorded, then: Callable[[], None] | None = None) -> None:
+        """Keeps results, and calls `then` when they are on disk; of two for the same input the first counts."""
         call = message.call
         rows = [(call, o.index, o.result.status, _encode(o.result)) for o in message.outputs]
         blobs = [(o.result.payload.blob, call) for o in message.outputs if o.result.payload and o.result.payload.blob]
@@ -155,7 +155,7 @@ class Store:
                 tx.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?)", blobs)
             tx.execute("UPDATE calls SET changed = ? WHERE call = ?", (self._clock(), call))
 
-        self.writer.put(write, keep=True)
+        self.writer.put(write, None if then is None else lambda _, error: None if error else then(), keep=True)
 
     def release(self, message: PayloadReleased) -> None:
         """Arguments that nobody reads again."""
