@@ -122,7 +122,7 @@ def test_out_of_turn() -> None:
     queue = filled(inputs(A, 2), inputs(B, 2), inputs(C, 2))
     assert queue.pop_from(B).call is B
     assert queue.waiting(B) == 1
-    assert queue.peek_call() is A
+    assert queue.calls()[0] is A
     assert list(queue.turns()) == queue.calls()
     assert drain(queue) == "a0 c0 b1 a1 c1"
 

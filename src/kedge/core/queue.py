@@ -76,9 +76,6 @@ class InputQueue:
         """Ready inputs of one call."""
         return len(self._waiting.get(call, ()))
 
-    def peek_call(self) -> Call:
-        return self._turns[0]
-
     def pop(self) -> Input:
         """The next input; the call's next turn comes after everybody else's."""
         call = self._turns[0]

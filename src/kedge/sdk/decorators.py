@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from kedge.exception import InvalidError
 from kedge.model.spec import Batching, Concurrency
 from kedge.sdk import validation
-from kedge.sdk.partial import CLS_ATTRIBUTE, CONCURRENCY_ATTRIBUTE, Partial, is_in_class
+from kedge.sdk.partial import CONCURRENCY_ATTRIBUTE, Partial, is_in_class
 from kedge.sdk.typed import BatchedDecorator, MethodDecorator
 from kedge.sdk.usage import keywords_only, where
 
@@ -281,8 +281,3 @@ def _hook(decorator: str, function: Any) -> Partial:
         shown = f"({', '.join(parameters)})"
         raise InvalidError(f"{name}{shown}: @{decorator}() needs a method with self and no other parameters")
     return partial
-
-
-def handle_of(user: type) -> Any:
-    """The `Cls` made of a user's class, or None."""
-    return vars(user).get(CLS_ATTRIBUTE)
