@@ -150,17 +150,6 @@ def make_command(runnable: Runnable, execute: Callable[[Call], int]) -> click.Co
     return EntrypointCommand(runnable.name, params=[*of_class, *own], callback=callback, help=help_text)
 
 
-def _raw_command(name: str, execute: Callable[[Call], int]) -> click.Command:
-    """For a function with `*args` alone: the words as they are, `--help` included."""
-    return click.Command(
-        name,
-        params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
-        callback=lambda arguments: execute(Call(args=tuple(arguments))),
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    )
-
-
 def _refuse_unrunnable(runnable: Runnable) -> None:
     name = runnable.name
     if runnable.web is not None:
