@@ -46,6 +46,10 @@ class FunctionTimeoutError(TimeoutError):
     """An input ran longer than the `timeout` of its function."""
 
 
+class QueueTimeoutError(TimeoutError):
+    """An input waited longer for a container than the `queue_timeout` of its function or call allows."""
+
+
 class OutputExpiredError(TimeoutError):
     """The result of a call is no longer kept."""
 
@@ -83,7 +87,10 @@ class AuthError(Error):
 
 
 class ResourceExhaustedError(Error):
-    """A limit of the server is reached; try again later or raise the limit."""
+    """A limit is reached, such as `max_queued_inputs` of a function; try again later or raise the limit."""
+
+    retry_after: float | None = None
+    """Seconds after which another try may succeed, estimated from how fast inputs end; None where nobody knows."""
 
 
 class ServiceError(Error):

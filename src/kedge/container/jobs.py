@@ -61,7 +61,9 @@ class Job:
         self.dispatch = dispatch
         self.entry = entry
         self.stream = stream
-        self.context = InputContext(dispatch.call, dispatch.index, dispatch.attempt, dispatch.method)
+        self.context = InputContext(
+            dispatch.call, dispatch.index, dispatch.attempt, dispatch.method, lease=dispatch.lease
+        )
         self.reason = ""
         """Why it is no longer wanted; empty while it is."""
         self.guard: Guard | None = None

@@ -26,6 +26,9 @@ STREAM_WINDOW = 64
 """Values of a generator that every attempt may send before its reader has credited any. The reader credits what it has
 taken, and what it drops because it has had it from an earlier attempt."""
 
+RECORDS = 3
+"""`stream` of an OutputCaptured whose data are records."""
+
 CLIENT = "client"
 CONTAINER = "container"
 
@@ -101,6 +104,10 @@ class InputsSubmitted(Message, frozen=True):
     """A generator: values travel as StreamValues, the result only closes the stream."""
     total: int = -1
     """The number of inputs of the whole call, where it is known already; saves a CallClosed."""
+    timeout: float = 0.0
+    """Seconds that each input of this call may run; 0: as long as its function says."""
+    queue_timeout: float = 0.0
+    """Seconds that each of them may wait for its first slot; 0: as long as its function says."""
 
 
 class CallClosed(Message, frozen=True):
@@ -159,6 +166,15 @@ class AutoscalerUpdated(Message, frozen=True):
     max_containers: int | None = None
     buffer_containers: int | None = None
     scaledown_window: float | None = None
+
+
+class ConcurrencyUpdated(Message, frozen=True):
+    """Live change of `@concurrent` until the app is created anew. None leaves a number as it is."""
+
+    request: int
+    pool: str
+    max_inputs: int | None = None
+    target_inputs: int | None = None
 
 
 class CallRequested(Message, frozen=True):
@@ -252,6 +268,12 @@ class Dispatch(Struct, frozen=True, array_like=True, gc=False):
     attempt: int = 0
     credited: bool = False
     stream: bool = False
+    timeout: float = 0.0
+    """Seconds it may run; 0: as long as its function says."""
+    batch: int = 0
+    """Inputs of one batch share this number and a slot; 0: it is an input of its own."""
+    members: int = 0
+    """How many inputs its batch has; they come in one frame after the other, and start together."""
 
 
 class InputsDispatched(Message, frozen=True):
@@ -323,11 +345,31 @@ class InputsReturned(Message, frozen=True):
     leases: list[int]
 
 
+class InputsOverran(Message, frozen=True):
+    """The time of these inputs is over and their code was told, but has not ended yet: the caller need not wait."""
+
+    leases: list[int]
+
+
+class SlotsChanged(Message, frozen=True):
+    """The container's own code has changed how many inputs it takes at once, within `max_inputs`."""
+
+    inputs: int
+
+
+class ContainerLeaving(Message, frozen=True):
+    """The container's own code wants it to finish what runs and leave. Answered by ContainerDrained."""
+
+    reason: str = ""
+
+
 class Heartbeat(Message, frozen=True):
     """Every few seconds while something runs. Silence is a diagnosis, never grounds to kill."""
 
     running: int
     loop_lag_s: float = 0.0
+    loop_blocks: int = 0
+    """How often the event loop was blocked for long since the last heartbeat."""
 
 
 # ---------------------------------------------------------------- plane → engine
@@ -375,7 +417,10 @@ class ContainerDisconnected(Message, frozen=True):
 
 
 class OutputCaptured(Message, frozen=True):
-    """Bytes a container wrote: `stream` is 1 (stdout) or 2 (stderr). Not seen by the core."""
+    """Bytes a container wrote: `stream` is 1 (stdout) or 2 (stderr). Not seen by the core.
+
+    From the supervisor, 1 and 2 are what came through the file descriptors themselves, and RECORDS carries what Python
+    code wrote, framed with its input (`wire.records`). Clients get the latter taken apart, with the fields below."""
 
     container: str
     stream: int
@@ -383,6 +428,15 @@ class OutputCaptured(Message, frozen=True):
     at: float = 0.0
     app: str = ""
     pool: str = ""
+    call: str = ""
+    """The input that wrote it; empty for code beside all inputs, and where `raw`."""
+    index: int = -1
+    attempt: int = 0
+    method: str = ""
+    writer: int = 0
+    """Tells apart threads and processes that write for the same input at the same time."""
+    raw: bool = False
+    """Written to the descriptor by C code or a child process: which input it was is not known."""
 
 
 # ---------------------------------------------------------------- shell → plane, plane → store
@@ -494,6 +548,7 @@ FromClient = (
     | StreamCredited
     | StatisticsRequested
     | AutoscalerUpdated
+    | ConcurrencyUpdated
     | CallRequested
     | OutputSubscribed
     | SessionClosed
@@ -508,6 +563,9 @@ FromContainer = (
     | InputsFinished
     | InputsStarted
     | InputsReturned
+    | InputsOverran
+    | SlotsChanged
+    | ContainerLeaving
     | Heartbeat
     | StreamValues
 )

@@ -12,6 +12,7 @@ from kedge.model.payload import Payload
 
 DEFAULT_TIMEOUT = 300.0
 DEFAULT_SCALEDOWN_WINDOW = 60.0
+DEFAULT_CANCELLATION_GRACE = 10.0
 DEFAULT_CPU = 0.125
 DEFAULT_MEMORY = 128
 
@@ -120,6 +121,14 @@ class FunctionSpec(Struct, frozen=True, kw_only=True):
     timeout: float = DEFAULT_TIMEOUT
     startup_timeout: float | None = None
     """None means: as long as `timeout`."""
+    queue_timeout: float | None = None
+    """Seconds that an input may wait for its first slot; None: for ever."""
+    max_queued_inputs: int | None = None
+    """Inputs that may wait; more are refused. None: as many as the server bears."""
+    cancellation_grace: float = DEFAULT_CANCELLATION_GRACE
+    """Seconds that code may go on after it was cancelled or timed out, until its container is replaced."""
+    interrupt_sockets: bool = False
+    """Whether a cancellation also ends waits for sockets, by shutting them down."""
     single_use_containers: bool = False
     include_source: bool = True
     enable_memory_snapshot: bool = False

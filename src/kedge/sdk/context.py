@@ -41,15 +41,22 @@ class ContainerContext(Struct, frozen=True, kw_only=True):
 class InputContext:
     """The input that the current thread or task works on. For a batch: its first input, and all in `members`."""
 
-    __slots__ = ("attempt", "call", "cancelled", "index", "members", "method")
+    __slots__ = ("attempt", "call", "cancelled", "index", "lease", "members", "method")
 
     def __init__(
-        self, call: str, index: int, attempt: int = 0, method: str = "", members: tuple[tuple[str, int], ...] = ()
+        self,
+        call: str,
+        index: int,
+        attempt: int = 0,
+        method: str = "",
+        members: tuple[tuple[str, int], ...] = (),
+        lease: int = 0,
     ) -> None:
         self.call = call
         self.index = index
         self.attempt = attempt
         self.method = method
+        self.lease = lease
         self.members = members or ((call, index),)
         self.cancelled = ""
         """`cancelled` or `timeout` once the work is no longer wanted; the executor sets it."""

@@ -38,6 +38,7 @@ class VariantOptions(TypedDict, total=False):
     buffer_containers: int | None
     scaledown_window: float | None
     timeout: float | None
+    queue_timeout: float | None
     region: str | Sequence[str] | None
     cloud: str | None
     routing_region: str | None
@@ -54,6 +55,9 @@ class ClsOptions(VariantOptions, total=False):
     min_containers: int | None
     proxy: Any
     startup_timeout: float | None
+    max_queued_inputs: int | None
+    cancellation_grace: float | None
+    interrupt_sockets: bool | None
     nonpreemptible: bool
     enable_memory_snapshot: bool
     block_network: bool
@@ -122,6 +126,10 @@ _VALUES: dict[str, _Check] = {
     "retries": policy_of,
     "timeout": validation.seconds,
     "startup_timeout": validation.seconds,
+    "queue_timeout": validation.seconds,
+    "max_queued_inputs": lambda what, value: validation.whole_number(what, value, least=1),
+    "cancellation_grace": validation.seconds,
+    "interrupt_sockets": validation.flag,
     "region": validation.texts,
     "cloud": validation.text,
     "routing_region": validation.text,

@@ -24,6 +24,8 @@ MAX_TEXT = 512
 """Characters of a name or id."""
 MAX_SLOTS = 100_000
 """Inputs that one container may be asked to run at once."""
+MAX_BATCH = 10_000
+MAX_WAIT_MS = 24 * 3600 * 1000
 MAX_CONTAINERS = 100_000
 MAX_SECONDS = 366 * 24 * 3600.0
 MAX_CPU = 1e6
@@ -100,8 +102,14 @@ def _function(where: str, spec: FunctionSpec) -> None:
     for method in spec.methods:
         _text(f"{here}.methods.name", method.name)
         _whole(f"{here}.methods[{method.name!r}].concurrency_limit", method.concurrency_limit, 1, MAX_SLOTS)
+        if method.batching is not None:
+            _whole(f"{here}.methods[{method.name!r}].max_batch_size", method.batching.max_batch_size, 1, MAX_BATCH)
+            _whole(f"{here}.methods[{method.name!r}].wait_ms", method.batching.wait_ms, 0, MAX_WAIT_MS)
     _number(f"{here}.timeout", spec.timeout, 0, MAX_SECONDS)
     _number(f"{here}.startup_timeout", spec.startup_timeout, 0, MAX_SECONDS)
+    _number(f"{here}.queue_timeout", spec.queue_timeout, 0, MAX_SECONDS)
+    _number(f"{here}.cancellation_grace", spec.cancellation_grace, 0, MAX_SECONDS)
+    _whole(f"{here}.max_queued_inputs", spec.max_queued_inputs, 1, MAX_INPUTS)
     _autoscaler(f"{here}.autoscaler.", spec.autoscaler)
     retries = spec.retries
     _whole(f"{here}.retries.max_retries", retries.max_retries, 0, 100)
@@ -160,6 +168,8 @@ def _inputs_submitted(message: p.InputsSubmitted) -> None:
         _whole("total", message.total, message.first + len(message.payloads), MAX_INPUTS)
     if len(message.method) + len(message.parent) > MAX_TEXT:
         raise Absurd(f"method and parent have more than {MAX_TEXT} characters")
+    _number("timeout", message.timeout, 0, MAX_SECONDS)
+    _number("queue_timeout", message.queue_timeout, 0, MAX_SECONDS)
     _payloads("payloads", message.payloads)
 
 
@@ -193,6 +203,12 @@ def _autoscaler_updated(message: p.AutoscalerUpdated) -> None:
     _autoscaler("", message)
 
 
+def _concurrency_updated(message: p.ConcurrencyUpdated) -> None:
+    _whole("request", message.request, 0, MAX_REQUEST)
+    _whole("max_inputs", message.max_inputs, 1, MAX_SLOTS)
+    _whole("target_inputs", message.target_inputs, 1, MAX_SLOTS)
+
+
 def _call_requested(message: p.CallRequested) -> None:
     _whole("request", message.request, 0, MAX_REQUEST)
     _id("call", message.call, _CALL)
@@ -224,7 +240,7 @@ def _inputs_finished(message: p.InputsFinished) -> None:
             _payloads("inputs.error.payload", (result.error.payload,))
 
 
-def _leases(message: p.InputsStarted | p.InputsReturned) -> None:
+def _leases(message: p.InputsStarted | p.InputsReturned | p.InputsOverran) -> None:
     _items("leases", message.leases)
 
 
@@ -245,11 +261,15 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     p.StreamCredited: _stream_credited,
     p.StatisticsRequested: _statistics_requested,
     p.AutoscalerUpdated: _autoscaler_updated,
+    p.ConcurrencyUpdated: _concurrency_updated,
     p.CallRequested: _call_requested,
     p.OutputSubscribed: _output_subscribed,
     p.ContainerReady: _container_ready,
     p.InputsFinished: _inputs_finished,
     p.InputsStarted: _leases,
     p.InputsReturned: _leases,
+    p.InputsOverran: _leases,
+    p.SlotsChanged: lambda message: _whole("inputs", message.inputs, 1, MAX_SLOTS),
+    p.ContainerLeaving: lambda message: _text("reason", message.reason),
     p.StreamValues: _stream_values,
 }
