@@ -17,7 +17,7 @@ def call(name: str) -> Call:
 
 
 def inputs(of: Call, count: int, first: int = 0) -> list[Input]:
-    return [Input(of, index, Payload()) for index in range(first, first + count)]
+    return [Input(of, index, Payload(), 0.0) for index in range(first, first + count)]
 
 
 def filled(*batches: list[Input]) -> InputQueue:
@@ -46,7 +46,7 @@ def test_calls_take_turns() -> None:
 def test_a_huge_map_delays_a_single_call_by_one_input() -> None:
     queue = filled(inputs(A, 10_000))
     queue.pop()
-    queue.append(Input(B, 0, Payload()))
+    queue.append(Input(B, 0, Payload(), 0.0))
     assert queue.pop().call is A
     assert queue.pop().call is B
 
@@ -92,25 +92,30 @@ def test_delays() -> None:
     assert queue.next_wake is None
 
 
-def test_remove_one() -> None:
+def close(queue: InputQueue, *gone: Input) -> None:
+    for input in gone:
+        input.closed = True
+    for call in dict.fromkeys(input.call for input in gone):
+        queue.drop_closed(call)
+
+
+def test_drop_closed() -> None:
     batch = inputs(A, 3)
     queue = filled(batch, inputs(B, 1))
-    late = Input(A, 9, Payload())
+    late = Input(A, 9, Payload(), 0.0)
     queue.delay(late, 5.0)
-    queue.remove(batch[1])
-    queue.remove(late)
+    close(queue, batch[1], late)
     assert len(queue) == queue.ready == 3
-    queue.remove(batch[0])
-    queue.remove(batch[2])
+    close(queue, batch[0], batch[2])
     assert queue.calls() == [B]
     assert drain(queue) == "b0"
 
 
 def test_remove_call() -> None:
     queue = filled(inputs(A, 2), inputs(B, 2))
-    late = Input(A, 9, Payload())
+    late = Input(A, 9, Payload(), 0.0)
     queue.delay(late, 5.0)
-    queue.delay(Input(B, 8, Payload()), 6.0)
+    queue.delay(Input(B, 8, Payload(), 0.0), 6.0)
     assert [input.index for input in queue.remove_call(A)] == [0, 1, 9]
     assert queue.remove_call(C) == []
     assert (queue.ready, len(queue)) == (2, 3)
@@ -134,7 +139,7 @@ def test_it_never_loses_or_repeats_an_input(steps: list[str]) -> None:
     out: list[Input] = []
     for number, step in enumerate(steps):
         if step in calls:
-            waiting.append(Input(calls[step], number, Payload()))
+            waiting.append(Input(calls[step], number, Payload(), 0.0))
             queue.append(waiting[-1])
         elif step == "pop" and queue.ready:
             out.append(queue.pop())

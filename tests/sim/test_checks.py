@@ -13,10 +13,10 @@ from kedge.core.containers import Container
 from kedge.core.fleet import Fleet
 from kedge.core.outbox import Outbox
 from kedge.core.plane import Plane
-from kedge.core.pool import Pool
 from kedge.core.room import Rooms
 from kedge.core.router import LoadIndex
 from kedge.core.scheduler import Scheduler
+from kedge.core.suspects import Suspects
 from kedge.model import protocol as p
 from kedge.model.payload import Result
 from kedge.sim import __main__ as cli
@@ -38,14 +38,14 @@ def never_the_least_loaded(patch: Patch) -> None:
 
 
 def lost_inputs_stay_lost(patch: Patch) -> None:
-    def lost(self: Pool, container: Container, message: p.ContainerLost) -> None:
-        self.left(container)
+    def lost(self: Suspects, container: Container, message: p.ContainerLost, blameless: bool) -> None:
+        self._pool.left(container)
         for input in list(container.leases.values()):
-            self._release(container, input)
+            self._pool.release(container, input)
             if not input.closed:
                 del input.call.open[input.index]
 
-    patch.setattr(Pool, "lost", lost)
+    patch.setattr(Suspects, "lost", lost)
 
 
 def results_are_sent_twice(patch: Patch) -> None:

@@ -4,23 +4,72 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kedge.core.containers import DRAINING
+from kedge.core.containers import DRAINING, READY
 
 if TYPE_CHECKING:
-    from kedge.core.calls import Call
+    from kedge.core.calls import Batch, Call
+    from kedge.core.containers import Container
     from kedge.core.plane import Plane
+    from kedge.core.pool import Pool
 
 
 def audit(plane: Plane) -> None:
     """AssertionError names what is wrong."""
     plane.calls.check()
     for pool in plane.pools.values():
-        pool.check()
+        _pool(pool)
     assert sum(len(pool.fleet.containers) for pool in plane.pools.values()) == len(plane.containers)
     assert [c for c in plane.containers.values() if c.state == DRAINING and c not in plane.rooms.leaving] == []
     assert all(c.state == DRAINING for c in plane.rooms.leaving)
     _machines(plane)
     _inputs(plane)
+
+
+def _pool(pool: Pool) -> None:
+    """Slots, credits, and who the router sees."""
+    containers = pool.fleet.containers.values()
+    assert pool.running == sum(c.running for c in containers)
+    assert pool.shared == sum(c.shared for c in containers)
+    assert pool.credited == sum(len(c.credits) for c in containers)
+    assert pool.index.size == sum(c.indexed for c in containers)
+    if pool.limit is not None:
+        assert pool.in_flight <= pool.limit, f"{pool.in_flight} in flight, concurrency_limit={pool.limit}"
+    for c in containers:
+        assert c.running <= max(pool.maximum, c.most), f"{c} is above max_inputs={pool.maximum}"
+        full = bool(c.slots) and c.running >= c.slots
+        assert c.indexed == (c.state == READY and not c.used and not c.held and not full)
+        assert not c.indexed or c.load == c.running
+        _leases(pool, c)
+    waiting = 0
+    for input in pool.queue:
+        waiting += 1
+        assert input.container is None
+        assert not input.closed
+        assert not input.lease
+        assert input.batch is None
+    assert waiting == len(pool.queue)
+    pool.suspects.check()
+    pool.fleet.check()
+
+
+def _leases(pool: Pool, c: Container) -> None:
+    """What one container holds."""
+    assert set(c.credits) <= set(c.leases)
+    batches: dict[Batch, int] = {}
+    methods: dict[str, int] = {}
+    for lease, input in c.leases.items():
+        assert input.lease == lease
+        assert input.container is c
+        assert input.credited == (lease in c.credits)
+        if input.batch is not None:
+            batches[input.batch] = batches.get(input.batch, 0) + 1
+        if lease not in c.credits:
+            methods[input.call.method] = methods.get(input.call.method, 0) + 1
+    assert c.shared == sum(batch.left - 1 for batch in batches)
+    assert all(batch.left == count for batch, count in batches.items())
+    if pool.method_limits:
+        assert methods == {m: n for m, n in c.methods.items() if n}
+        assert all(methods.get(m, 0) <= cap for m, cap in pool.method_limits.items())
 
 
 def _machines(plane: Plane) -> None:

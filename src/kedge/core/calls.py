@@ -25,6 +25,8 @@ CANCEL_MEMORY = 4096
 """Cancelled calls whose inputs may still be on their way. Clients send both on one connection, so few are ever
 needed."""
 
+NEVER = -1.0
+
 CANCELLED = Result(TERMINATED, error=ErrorInfo("InputCancellation", "the input was cancelled"))
 
 
@@ -37,9 +39,11 @@ class Call:
         "open",
         "parent",
         "pool",
+        "queue_timeout",
         "session",
         "stream",
         "submitted",
+        "timeout",
         "total",
         "waiters",
     )
@@ -61,6 +65,9 @@ class Call:
         """Index → status of what is recorded; durable calls only."""
         self.total: int | None = None
         self.waiters: list[Waiter] = []
+        self.timeout = 0.0
+        """Seconds that its inputs may run; 0: as their function says. The same for waiting below."""
+        self.queue_timeout = 0.0
 
     def __repr__(self) -> str:
         return f"<Call {self.id} of {self.pool.id}: {len(self.open)} open, {len(self.done)} recorded>"
@@ -69,6 +76,7 @@ class Call:
 class Input:
     __slots__ = (
         "attempts",
+        "batch",
         "call",
         "closed",
         "container",
@@ -77,28 +85,54 @@ class Input:
         "index",
         "lease",
         "losses",
+        "overran",
         "payload",
+        "queued_at",
+        "ran_s",
+        "shared_losses",
+        "told_at",
     )
 
-    def __init__(self, call: Call, index: int, payload: Payload) -> None:
+    def __init__(self, call: Call, index: int, payload: Payload, now: float) -> None:
         self.call = call
         self.index = index
         self.payload = payload
+        self.queued_at = now
         self.attempts = 0
         """Attempts that user code has failed: the user's budget."""
         self.losses = 0
-        """Containers that were lost under it: the infrastructure budget."""
+        """Containers that were lost while it alone ran in them: the infrastructure budget."""
+        self.shared_losses = 0
+        """Containers that were lost under it and others, who may have been the reason."""
+        self.ran_s = 0.0
+        """How long it had run when the last of them was lost."""
         self.lease = 0
         """0 while it waits."""
         self.container: Container | None = None
         self.credited = False
-        self.granted_at = 0.0
+        self.batch: Batch | None = None
+        """Those with whom it shares its slot."""
+        self.granted_at = NEVER
         """When it got its slot."""
+        self.told_at = NEVER
+        """When its code was told to end."""
+        self.overran = False
+        """Its time is over, its code is not, and it will be tried again: so it stays open."""
         self.closed = False
 
     def __repr__(self) -> str:
         where = f"lease {self.lease} in {self.container.id}" if self.container else "waiting"
         return f"<Input {self.call.id}:{self.index} {where}{' closed' if self.closed else ''}>"
+
+
+class Batch:
+    """Inputs that share a slot."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, inputs: int) -> None:
+        self.left = inputs
+        """Those whose code has not ended."""
 
 
 class Waiter:
@@ -136,13 +170,13 @@ class Calls:
             call.session = session
         return call
 
-    def submit(self, call: Call, first: int, payloads: list[Payload]) -> list[Input]:
+    def submit(self, call: Call, first: int, payloads: list[Payload], now: float) -> list[Input]:
         """The inputs that are new; the others are resends."""
         opened, inputs = call.open, []
         for index, payload in enumerate(payloads, first):
             if index in opened or index in call.done:
                 continue
-            opened[index] = input = Input(call, index, payload)
+            opened[index] = input = Input(call, index, payload, now)
             inputs.append(input)
         call.submitted += len(inputs)
         if not opened:

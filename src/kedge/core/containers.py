@@ -25,10 +25,14 @@ TRANSITIONS = {STARTING: (READY, DRAINING, GONE), READY: (DRAINING, GONE), DRAIN
 
 class Container:
     __slots__ = (
+        "concurrency",
         "credits",
+        "dismissed",
+        "doomed",
         "finished_at",
         "heaped",
         "heard_at",
+        "held",
         "id",
         "idle_look_at",
         "idle_since",
@@ -36,6 +40,7 @@ class Container:
         "leases",
         "load",
         "methods",
+        "most",
         "order",
         "placement",
         "pool",
@@ -43,6 +48,8 @@ class Container:
         "quarantined",
         "recalled",
         "requested_at",
+        "shared",
+        "slots",
         "stall_watched",
         "state",
         "used",
@@ -69,10 +76,24 @@ class Container:
         self.used = False
         self.quarantined = False
         """It holds inputs that nobody can end: it gets no more, and goes when the others are done."""
+        self.concurrency = pool.spec.concurrency
+        """What it was started with."""
+        self.held = False
+        """Kept for an input that must run alone: the router does not see it."""
+        self.doomed = False
+        """It is killed on purpose: what it ran is not to blame for its end."""
+        self.dismissed = False
+        """The engine has been told when to kill it."""
+        self.slots = 0
+        """Inputs that it takes at once by its own wish; 0: as many as its pool says."""
+        self.most = 0
+        """Slots that were taken when fewer were allowed from then on."""
         self.leases: dict[int, Input] = {}
         """Everything granted to it, slots and credits."""
         self.credits: dict[int, Input] = {}
         """The part of `leases` that has no slot yet, in the order in which it will start."""
+        self.shared = 0
+        """Leases beyond one per slot: the further members of batches."""
         self.methods: dict[str, int] = {}
         """Slots taken per method; kept only where methods have limits."""
         self.load = 0
@@ -82,7 +103,7 @@ class Container:
     @property
     def running(self) -> int:
         """Slots taken, also by code whose result nobody wants any more."""
-        return len(self.leases) - len(self.credits)
+        return len(self.leases) - len(self.credits) - self.shared
 
     @property
     def idle(self) -> bool:

@@ -13,6 +13,7 @@ from kedge.core.calls import Waiter
 from kedge.core.outbox import STORE
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
+from kedge.model.spec import Concurrency
 
 if TYPE_CHECKING:
     from kedge.core.plane import Plane
@@ -87,3 +88,20 @@ class Desk:
         pool.fleet.change_settings(settings, now)
         self._plane.touch(pool)
         self._plane.outbox.send(sender, p.Reply(message.request, {name: getattr(settings, name) for name in names}))
+
+    def concurrency_updated(self, message: p.ConcurrencyUpdated, now: float, sender: str) -> None:
+        pool = self._plane.find_pool(message.pool)
+        if isinstance(pool, ErrorInfo):
+            self._plane.outbox.send(sender, p.Reply(message.request, None, pool))
+            return
+        most = pool.maximum if message.max_inputs is None else message.max_inputs
+        target = message.target_inputs
+        if target is None:  # as declared: without a target of its own, it is the maximum
+            target = most if pool.target == pool.maximum else min(pool.target, most)
+        if target > most:
+            text = f"target_inputs={target} is above max_inputs={most}; lower the one or raise the other"
+            self._plane.outbox.send(sender, p.Reply(message.request, None, ErrorInfo("InvalidError", text)))
+            return
+        pool.change_concurrency(Concurrency(most, target, declared=True))
+        self._plane.touch(pool)
+        self._plane.outbox.send(sender, p.Reply(message.request, {"max_inputs": most, "target_inputs": target}))

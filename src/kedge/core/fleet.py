@@ -13,7 +13,7 @@ from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container, ho
 from kedge.core.outbox import ENGINE
 from kedge.core.scheduler import Placement, Unplaceable
 from kedge.model.payload import INIT_FAILURE, ErrorInfo, Result
-from kedge.model.protocol import ContainerDrained, ContainerLost, KillContainer, StartContainer
+from kedge.model.protocol import ConcurrencyChanged, ContainerDrained, ContainerLost, KillContainer, StartContainer
 
 if TYPE_CHECKING:
     from kedge.core.plane import Plane
@@ -34,6 +34,8 @@ LAST_MOMENT_S = 1.0
 """Seconds for a process whose connection is gone: most likely it is dying, and its own end says why, a kill not."""
 EXIT_GRACE_S = 30.0
 """Seconds for exit hooks, and for code that is being cancelled, before the process is killed."""
+DISMISSAL_GRACE_S = 5.0
+"""The same where the code has had its time already: its container's own 3 s, and two for the hooks."""
 
 
 class Fleet:
@@ -66,7 +68,9 @@ class Fleet:
     def review(self, now: float) -> None:
         """Orders containers where there are too few."""
         pool, settings = self.pool, self.settings
-        demand = pool.queue.ready + pool.running + pool.credited
+        running = pool.running - self._running_in_leavers()
+        backlog = pool.backlog
+        demand = running + backlog
         have = self.ready + self.starting
         if demand <= self.ready * pool.target:
             self._over_since = self._sample = None
@@ -79,8 +83,8 @@ class Fleet:
             return
         over_s = 0.0 if self._over_since is None else now - self._over_since
         seen = Observation(
-            pool.queue.ready + pool.credited,
-            pool.running,
+            backlog,
+            running,
             self.ready,
             self.starting,
             pool.target,
@@ -88,8 +92,8 @@ class Fleet:
             None if pool.spec.single_use_containers else pool.service_s,  # what is used up drains nothing
             self.startup_s,
             over_s,
-            pool.finished - self._over_finished,
-            pool.limit,
+            self._slots(pool.finished - self._over_finished),
+            None if pool.limit is None else self._slots(pool.limit),
             self._method_need(),
         )
         decision = self._last = decide(seen, settings)
@@ -100,6 +104,15 @@ class Fleet:
         if decision.review_s is not None and not self._review_planned:
             self._review_planned = True
             self._plane.agenda.at(now + decision.review_s, self._review_again)
+
+    def _slots(self, inputs: int) -> int:
+        return inputs if self.pool.batches is None else self.pool.batches.slots(inputs)
+
+    def _running_in_leavers(self) -> int:
+        """Slots whose inputs need no container: they end in one that takes no others."""
+        if len(self.containers) == self.ready + self.starting:
+            return 0
+        return sum(c.running for c in self.containers.values() if c.state == DRAINING)
 
     def _review_again(self, now: float) -> None:
         self._review_planned = False
@@ -205,6 +218,8 @@ class Fleet:
         took = now - container.requested_at
         self.startup_s = took if self.started == 1 else self.startup_s + 0.3 * (took - self.startup_s)
         self.pool.joined(container)
+        if self.pool.spec.concurrency is not container.concurrency:
+            self._plane.outbox.send(container.id, ConcurrencyChanged(self.pool.spec.concurrency))
         self.rested(container, now)
 
     def failed(self, container: Container, error: ErrorInfo) -> None:
@@ -231,6 +246,8 @@ class Fleet:
         """It has nothing to do: from now on its time runs."""
         container.idle_since = now
         if container.state != READY:
+            if container.state == DRAINING:
+                self._let_go(container)
             return
         if self._above_maximum and self.spare:
             self.retire(container, f"max_containers={self.settings.max_containers}")
@@ -268,7 +285,7 @@ class Fleet:
     def spare(self) -> bool:
         """Whether there is one more container than must be kept."""
         pool = self.pool
-        return self.ready + self.starting > self._floor(pool.queue.ready + pool.running + pool.credited)
+        return self.ready + self.starting > self._floor(pool.running + pool.backlog)
 
     def _floor(self, demand: int) -> int:
         """Containers to keep for so many inputs: the buffer comes on top of those that hold them."""
@@ -279,17 +296,24 @@ class Fleet:
         return least if settings.max_containers is None else min(least, settings.max_containers)
 
     def retire(self, container: Container, reason: str) -> None:
-        """Asks a ready container to finish and leave."""
+        """Asks a ready container to finish what it runs and leave."""
         if container.state != READY:
             return
         self._leave(container, DRAINING)
         self._plane.outbox.send(container.id, ContainerDrained(reason))
-        self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S))
+        if container.idle:
+            self._let_go(container)
 
     def quarantine(self, container: Container) -> None:
         """The container holds what cannot be ended: nothing new goes there, and another takes its place."""
         container.quarantined = True
-        self._leave(container, DRAINING)
+        self.retire(container, "it holds code that does not end")
+
+    def dismiss(self, container: Container) -> None:
+        """Nobody waits for what it runs: it cancels that, runs its exit hooks, and is killed if it does not."""
+        container.doomed = True
+        self._plane.outbox.send(container.id, ContainerDrained("it holds code that does not end", cancel=True))
+        self._let_go(container, DISMISSAL_GRACE_S)
 
     def stop(self, reason: str) -> None:
         """The app is over: every container cancels what it runs, and leaves."""
@@ -298,12 +322,18 @@ class Fleet:
             if container.state in (READY, STARTING):
                 self._leave(container, DRAINING)
             self._plane.outbox.send(container.id, ContainerDrained(reason, cancel=True))
-            self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S if container.process else 0.0))
+            self.kill(container, EXIT_GRACE_S if container.process else 0.0)
 
     def kill(self, container: Container, grace_s: float = 0.0) -> None:
         if container.state in (READY, STARTING):
             self._leave(container, DRAINING)
+        container.dismissed = True
         self._plane.outbox.send(ENGINE, KillContainer(container.id, grace_s))
+
+    def _let_go(self, container: Container, grace_s: float = EXIT_GRACE_S) -> None:
+        """It is about to leave by itself, and is killed if it does not. Said once."""
+        if not container.dismissed:
+            self.kill(container, grace_s)
 
     def gone(self, container: Container, message: ContainerLost, machine_too: bool = False) -> None:
         """The process has ended: by itself, or with its machine, which is no fault of the user's code."""
@@ -311,7 +341,7 @@ class Fleet:
             return
         starting = container.state == STARTING
         self._leave(container, GONE)
-        self.pool.lost(container, message)
+        self.pool.suspects.lost(container, message, machine_too or message.blameless or container.doomed)
         del self.containers[container.id]
         del self._plane.containers[container.id]
         self._plane.scheduler.release(container.placement)

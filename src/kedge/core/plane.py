@@ -54,6 +54,7 @@ class Plane:
             p.OutputsForgotten: desk.outputs_forgotten,
             p.StatisticsRequested: desk.statistics_requested,
             p.AutoscalerUpdated: desk.autoscaler_updated,
+            p.ConcurrencyUpdated: desk.concurrency_updated,
             p.CallRequested: desk.call_requested,
             p.SessionClosed: self._session_closed,
             p.CallRestored: self._call_restored,
@@ -65,6 +66,9 @@ class Plane:
             p.InputsFinished: self._inputs_finished,
             p.InputsStarted: self._inputs_started,
             p.InputsReturned: self._inputs_returned,
+            p.InputsOverran: self._inputs_overran,
+            p.SlotsChanged: self._slots_changed,
+            p.ContainerLeaving: self._container_leaving,
             p.Heartbeat: self._heartbeat,
             p.NodeJoined: self._node_joined,
             p.NodeLost: self._node_lost,
@@ -232,14 +236,15 @@ class Plane:
         if call.pool is not pool or call.durable is not message.durable:
             self.drop("inputs that do not fit their call")
             return
-        inputs = self.calls.submit(call, message.first, message.payloads)
+        call.timeout, call.queue_timeout = message.timeout, message.queue_timeout
+        inputs = self.calls.submit(call, message.first, message.payloads, now)
         if message.total >= 0:
             self.calls.total(call, message.total)
         if cancelled:
             for input in inputs:
                 self.calls.close(input, CANCELLED)
         else:
-            pool.submit(inputs)
+            pool.submit(inputs, now)
             self._touched[pool] = None
         if message.durable and sender:
             self.outbox.send(sender, p.InputsAccepted(message.call, message.first, len(message.payloads)))
@@ -262,6 +267,7 @@ class Plane:
             running = pool.cancel([call.open[i] for i in message.indices if i in call.open])
         if message.terminate_containers:
             for container in running:
+                container.doomed = True
                 pool.fleet.kill(container)
         self.touch(pool)
 
@@ -284,6 +290,23 @@ class Plane:
         container = self._known(sender, "inputs returned")
         if container is not None:
             container.pool.returned(container, message.leases)
+            self.touch(container.pool)
+
+    def _inputs_overran(self, message: p.InputsOverran, now: float, sender: str) -> None:
+        container = self._known(sender, "inputs overran")
+        if container is not None:
+            container.pool.overdue.overran(container, message.leases, now)
+
+    def _slots_changed(self, message: p.SlotsChanged, now: float, sender: str) -> None:
+        container = self._known(sender, "slots changed")
+        if container is not None:
+            container.pool.change_slots(container, message.inputs)
+            self.touch(container.pool)
+
+    def _container_leaving(self, message: p.ContainerLeaving, now: float, sender: str) -> None:
+        container = self._known(sender, "leave asked")
+        if container is not None:
+            container.pool.fleet.retire(container, message.reason or "it asked to leave")
             self.touch(container.pool)
 
     def _known(self, sender: str, what: str) -> Container | None:
@@ -366,6 +389,7 @@ class Plane:
         container = self.containers.get(sender)
         if container is not None:
             container.heard_at = now
+            container.pool.loop_blocks += message.loop_blocks
 
     def _node_joined(self, message: p.NodeJoined, now: float, sender: str) -> None:
         self.scheduler.join(message.node, message.cpu, message.memory, message.gpus)

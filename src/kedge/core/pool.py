@@ -1,43 +1,35 @@
 """The queue and the slots of one variant of a function: what waits, what runs where, what becomes of it.
 
-Late binding: an input meets a container only when a slot is free. The exception are credits: while every slot is
-taken and inputs are shorter than the round trip, a few are granted ahead and wait inside the container. A slot is
-held until user code has really ended, whatever has been told to the caller meanwhile. How many containers there are
-is `fleet`'s business.
+Late binding: an input meets a container only when a slot is free; the exception are credits. A slot is held until user
+code has really ended, whatever has been told to the caller meanwhile. How many containers there are is `fleet`'s
+business; who is granted ahead, alone, or together, and who waits or runs for too long, has rooms beside this one.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from kedge.core.apps import method_limits
-from kedge.core.calls import CANCELLED, Call, Calls, Input
-from kedge.core.containers import GONE, READY, Container, how_it_ended
+from kedge.core.batches import Batches, batching_of
+from kedge.core.calls import CANCELLED, NEVER, Call, Calls, Input
+from kedge.core.containers import READY, Container
+from kedge.core.credits import Credits
 from kedge.core.fleet import Fleet
 from kedge.core.outbox import Outbox
 from kedge.core.overdue import Overdue
+from kedge.core.patience import Patience
 from kedge.core.queue import InputQueue
 from kedge.core.router import LoadIndex
-from kedge.model.payload import FAILURE, INTERNAL_FAILURE, TIMEOUT, ErrorInfo, Payload, Result
-from kedge.model.protocol import ContainerLost, Dispatch, Finished, InputsCancelled, InputsRecalled
-from kedge.model.spec import FunctionSpec
+from kedge.core.suspects import Suspects
+from kedge.model.payload import FAILURE, SUCCESS, TERMINATED, TIMEOUT, Payload, Result
+from kedge.model.protocol import ConcurrencyChanged, Dispatch, Finished, InputsCancelled
+from kedge.model.spec import Concurrency, FunctionSpec
 
 if TYPE_CHECKING:
     from kedge.core.plane import Plane
 
-MAX_LOSSES = 4
-"""The infrastructure budget: an input is given up when this many containers were lost under it. High enough to survive
-bad luck, low enough that a poison input does not destroy a machine."""
-CREDIT_SERVICE_S = 0.005
-"""Inputs longer than this hide the round trip by themselves."""
-CREDIT_WINDOW_S = 0.002
-"""Seconds of work a container may hold ahead: some tens of round trips, so that frames carry many inputs, and yet so
-little that calling it back is never urgent."""
-MAX_CREDITS = 256
-"""Credits of one container at most: what 2 ms of empty functions come to."""
-STALL_S = 0.01
-"""A container that holds credits and reports nothing for this long has met a long input: its credits are called
-back."""
 SMOOTHING = 0.1
 """Weight of a new service time in the mean."""
 
@@ -56,44 +48,79 @@ class Pool:
         self.index: LoadIndex[Container] = LoadIndex()
         self.running = 0
         """Slots taken over all containers."""
-        self.credited = 0
-        self.hungry: dict[Container, None] = {}
-        """Full containers whose credit window is at most half used."""
+        self.shared = 0
+        """Inputs that run beyond one per slot: the further members of batches."""
         self.service_s: float | None = None
         self.finished = 0
         self.failed = 0
         self.submitted = 0
+        self.cancelled = 0
+        self.loop_blocks = 0
+        """How often event loops of its containers were blocked for long."""
         self._outbox: Outbox = plane.outbox
         self._calls: Calls = plane.calls
         self._agenda = plane.agenda
         self._plane = plane
+        batching = batching_of(spec)
+        self.batches = Batches(self, plane, batching) if batching is not None else None
+        self.credits = Credits(self, plane)
+        self.suspects = Suspects(self, plane)
+        self.patience = Patience(self, plane)
         self.fleet = Fleet(self, plane)
-        self._overdue = Overdue(self, plane)
+        self.overdue = Overdue(self, plane)
+
+    @property
+    def credited(self) -> int:
+        return self.credits.count
+
+    @property
+    def in_flight(self) -> int:
+        """Inputs that run."""
+        return self.running + self.shared
+
+    @property
+    def backlog(self) -> int:
+        """Slots that inputs ask for which have none."""
+        ready = self.queue.ready if self.batches is None else self.batches.slots(self.queue.ready)
+        return ready + self.credits.count + self.suspects.demand
 
     # ------------------------------------------------------------ inputs come
 
-    def submit(self, inputs: list[Input]) -> None:
+    def submit(self, inputs: list[Input], now: float) -> None:
         self.submitted += len(inputs)
+        room = self.patience.room(len(inputs))
         append = self.queue.append
-        for input in inputs:
+        for input in inputs[:room]:
             append(input)
+        if room < len(inputs):
+            refusal = self.patience.refusal()
+            for input in inputs[room:]:
+                self.failed += 1
+                self._calls.close(input, refusal)
+        if room:
+            self.patience.watch(inputs[0].call, now)
 
     def dispatch(self, now: float) -> None:
         """Grants slots while there are inputs and slots, then credits."""
+        if self.suspects.concern:
+            self.suspects.dispatch(now)
         queue = self.queue
         if not queue.ready:
             return
-        pick, target, maximum, limit = self.index.pick, self.target, self.maximum, self.limit
+        if self.batches is not None:
+            self.batches.dispatch(now)
+            return
         if self.method_limits:
             self._dispatch_by_method()
             return
+        pick, target, maximum, limit = self.index.pick, self.target, self.maximum, self.limit
         while queue.ready and (limit is None or self.running < limit):
             container = pick(target, maximum)
             if container is None:
                 break
-            self._grant(container, queue.pop())
-        if queue.ready and self.hungry:
-            self._give_credits(now)
+            self.grant(container, queue.pop())
+        if queue.ready and self.credits.hungry:
+            self.credits.give(now)
 
     def _dispatch_by_method(self) -> None:
         """Where methods have limits of their own, a call whose method is full everywhere is passed over."""
@@ -105,7 +132,7 @@ class Pool:
                     continue
                 container = self._pick_for(call.method)
                 if container is not None:
-                    self._grant(container, self.queue.pop_from(call))
+                    self.grant(container, self.queue.pop_from(call))
                     break
                 full[call.method] = None
                 if len(full) == len(self.spec.methods):
@@ -119,125 +146,61 @@ class Pool:
             return self.index.pick(self.target, self.maximum)
         return self.index.pick_where(self.target, self.maximum, lambda c: c.methods.get(method, 0) < cap)
 
-    def _grant(self, container: Container, input: Input) -> None:
+    def grant(self, container: Container, input: Input) -> None:
+        """Gives the input a slot of the container."""
+        if self.batches is not None:
+            self.batches.grant(container, [input])
+            return
+        self.lease(container, input)
+        if self.method_limits:
+            method = input.call.method
+            container.methods[method] = container.methods.get(method, 0) + 1
+        self.take_slot(container)
+
+    def lease(self, container: Container, input: Input, batch: int = 0, members: int = 0) -> int:
+        """Sends the input to the container. Gives the number of its batch, which is its own lease for the first."""
         lease = self._plane.new_lease(input)
         input.container = container
         container.leases[lease] = input
-        self.running += 1
         input.granted_at = self._agenda.now
-        if not self._overdue.watching:
-            self._overdue.watch()
         call = input.call
-        if self.method_limits:
-            container.methods[call.method] = container.methods.get(call.method, 0) + 1
+        if not self.overdue.watching or call.timeout:
+            self.overdue.granted(input)
+        if members and not batch:
+            batch = lease
         self._outbox.dispatch(
             container.id,
-            Dispatch(lease, call.id, input.index, call.method, input.payload, input.attempts, False, call.stream),
+            Dispatch(
+                lease,
+                call.id,
+                input.index,
+                call.method,
+                input.payload,
+                input.attempts,
+                False,
+                call.stream,
+                call.timeout,
+                batch,
+                members,
+            ),
         )
+        return batch
+
+    def take_slot(self, container: Container) -> None:
+        """One more slot of the container is in use."""
+        self.running += 1
         load = container.load + 1
         if self.spec.single_use_containers:
             container.used = True
             self.index.remove(container)
+        if not container.indexed:
             container.load = load
-        else:
-            self.index.move(container, load)
-            if load >= self.maximum:
-                self.hungry[container] = None
-
-    # ------------------------------------------------------------ credits
-
-    def _window(self) -> int:
-        """How many inputs one container may hold ahead."""
-        service_s = self.service_s
-        if service_s is None or service_s > CREDIT_SERVICE_S or self.limit is not None:
-            return 0
-        return min(MAX_CREDITS, int(CREDIT_WINDOW_S * self.maximum / max(service_s, 1e-7)))
-
-    def _give_credits(self, now: float) -> None:
-        window = self._window()
-        if not window:
             return
-        again: list[Container] = []
-        while self.hungry and self.queue.ready:
-            container = next(iter(self.hungry))
-            share = -(-self.queue.ready // len(self.hungry))
-            del self.hungry[container]
-            if container.recalled or not container.indexed:
-                continue
-            if not self._fill(container, min(window - len(container.credits), share), now):
-                again.append(container)
-                break
-            if len(container.credits) * 2 <= window:
-                again.append(container)
-        for container in again:
-            self.hungry[container] = None
-
-    def _fill(self, container: Container, credits: int, now: float) -> bool:
-        """Grants inputs ahead; False where the next one must not be."""
-        for _ in range(credits):
-            input = self.queue.pop()
-            if input.losses or input.call.stream:
-                # A suspect runs in a slot of its own, known to have started: never among credits.
-                self.queue.put_back(input)
-                return False
-            self._credit(container, input)
-            if not container.stall_watched:
-                container.stall_watched = True
-                self._agenda.at(now + STALL_S, lambda at: self._look_for_stall(container, at))
-        return True
-
-    def _credit(self, container: Container, input: Input) -> None:
-        lease = self._plane.new_lease(input)
-        input.container = container
-        input.credited = True
-        container.leases[lease] = container.credits[lease] = input
-        self.credited += 1
-        call = input.call
-        self._outbox.dispatch(
-            container.id,
-            Dispatch(lease, call.id, input.index, call.method, input.payload, input.attempts, True, call.stream),
-        )
-
-    def _look_for_stall(self, container: Container, now: float) -> None:
-        container.stall_watched = False
-        if not container.credits or container.state == GONE or container.recalled:
-            return
-        due = container.finished_at + STALL_S
-        if now < due:
-            container.stall_watched = True
-            self._agenda.at(due, lambda at: self._look_for_stall(container, at))
-            return
-        container.recalled = True
-        self._outbox.send(container.id, InputsRecalled(list(container.credits)))
-
-    def returned(self, container: Container, leases: list[int]) -> None:
-        """Credited inputs that had not started come back, in front of the queue and in their old order."""
-        for lease in reversed(leases):
-            input = container.leases.get(lease)
-            if input is None:
-                self._plane.drop("returned a lease that is over")
-                continue
-            self._release(container, input)
-            if not input.closed:
-                self.queue.put_back(input)
-        self._weigh(container)
-        if container.idle:
-            self.fleet.rested(container, self._agenda.now)
-
-    def started(self, container: Container, leases: list[int]) -> None:
-        """Credited inputs took a slot of the container; the core mostly knows already, since it counts the same way."""
-        for lease in leases:
-            input = container.credits.get(lease)
-            if input is not None:
-                self._promote(container, lease, input)
-
-    def _promote(self, container: Container, lease: int, input: Input) -> None:
-        del container.credits[lease]
-        input.credited = False
-        input.granted_at = self._agenda.now
-        self.credited -= 1
-        self.running += 1
-        self._weigh(container)
+        self.index.move(container, load)
+        if load >= self.maximum:
+            self.credits.hungry[container] = None
+        elif load == container.slots:
+            self.index.remove(container)
 
     # ------------------------------------------------------------ inputs end
 
@@ -250,16 +213,15 @@ class Pool:
             if input is None:
                 plane.drop("finished a lease that is over")
                 continue
-            if container.credits and not input.credited:
+            if container.credits and not input.credited and container.running <= self._slots_of(container):
                 # Its slot goes to the oldest credit: the container has started that one in the same moment.
-                first = next(iter(container.credits))
-                self._promote(container, first, container.credits[first])
-            self._release(container, input)
+                self.credits.promote(container, next(iter(container.credits)), now)
+            self.release(container, input)
             if not input.closed:
                 service_s = item.run_s if service_s is None else service_s + SMOOTHING * (item.run_s - service_s)
-                self._conclude(input, item.result, now)
+                self.conclude(input, item.result, now)
         self.service_s = service_s
-        self._weigh(container)
+        self.weigh(container)
         if container.used and container.idle:
             self.fleet.retire(container, "single_use_containers=True: it has had its input")
         elif container.idle:
@@ -268,17 +230,19 @@ class Pool:
             self.bury(container)
 
     def bury(self, container: Container) -> None:
-        """Kills a quarantined container as soon as nobody waits for anything that it runs."""
-        if container.quarantined and all(input.closed for input in container.leases.values()):
-            self.fleet.kill(container)
+        """Dismisses a quarantined container as soon as nobody waits for anything that it runs."""
+        if container.quarantined and all(input.closed or input.overran for input in container.leases.values()):
+            self.fleet.dismiss(container)
 
-    def _conclude(self, input: Input, result: Result, now: float) -> None:
+    def conclude(self, input: Input, result: Result, now: float) -> None:
         """One attempt has ended: again, or over."""
         policy = self.spec.retries
-        if result.status in (FAILURE, TIMEOUT):
-            if input.attempts < policy.max_retries and not input.call.stream:
+        if result.status not in (SUCCESS, TERMINATED):
+            if result.status in (FAILURE, TIMEOUT) and input.attempts < policy.max_retries and not input.call.stream:
                 delay = min(policy.initial_delay * policy.backoff_coefficient**input.attempts, policy.max_delay)
                 input.attempts += 1
+                input.overran = False
+                input.told_at = NEVER
                 self.queue.delay(input, now + delay)
                 self._agenda.at(now + delay, self._wake)
                 return
@@ -290,31 +254,46 @@ class Pool:
         self.queue.wake(now)
         self._plane.touch(self)
 
-    def _release(self, container: Container, input: Input) -> None:
+    def release(self, container: Container, input: Input) -> None:
         """The lease is over, and with it the slot or the credit."""
         lease = input.lease
         del container.leases[lease]
         if input.credited:
-            del container.credits[lease]
-            input.credited = False
-            self.credited -= 1
+            self.credits.forget(container, input)
+        elif input.batch is not None and input.batch.left > 1:
+            input.batch.left -= 1
+            container.shared -= 1
+            self.shared -= 1
         else:
             self.running -= 1
             if self.method_limits:
                 container.methods[input.call.method] -= 1
+            if container.held:
+                self.suspects.ended(container, input)
+        input.batch = None
         input.lease = 0
         input.container = None
 
-    def _weigh(self, container: Container) -> None:
-        """Brings the index up to date with the slots that are taken."""
-        if container.indexed:
-            running = container.running
-            if running != container.load:
-                self.index.move(container, running)
-            if running < self.maximum:
-                self.hungry.pop(container, None)
-            elif len(container.credits) * 2 <= self._window():
-                self.hungry[container] = None
+    def returned(self, container: Container, leases: list[int]) -> None:
+        """Credited inputs that had not started come back, in front of the queue and in their old order."""
+        for lease in reversed(leases):
+            input = container.leases.get(lease)
+            if input is None:
+                self._plane.drop("returned a lease that is over")
+                continue
+            self.release(container, input)
+            if not input.closed:
+                self.queue.put_back(input)
+        self.weigh(container)
+        if container.idle:
+            self.fleet.rested(container, self._agenda.now)
+
+    def started(self, container: Container, leases: list[int]) -> None:
+        """Credited inputs took a slot of the container; the core mostly knows already, since it counts the same way."""
+        for lease in leases:
+            if lease in container.credits:
+                self.credits.promote(container, lease, self._agenda.now)
+                self.weigh(container)
 
     # ------------------------------------------------------------ inputs are cancelled
 
@@ -322,21 +301,30 @@ class Pool:
         """Closes inputs at once; those that run are told, and hold their slot until they have ended. Gives the
         containers that run some of them."""
         told: dict[Container, list[int]] = {}
+        waiting: dict[Call, None] = {}
+        now = self._agenda.now
         for input in inputs:
             if input.closed:
                 continue
             if input.container is not None:
                 told.setdefault(input.container, []).append(input.lease)
+                input.told_at = now
             else:
-                self.queue.remove(input)
+                waiting[input.call] = None
+            self.cancelled += 1
             self._calls.close(input, result)
+        for call in waiting:
+            self.queue.drop_closed(call)
         for container, leases in told.items():
             self._outbox.send(container.id, InputsCancelled(leases, reason))
+        if told:
+            self.overdue.told(now)
         return list(told)
 
     def cancel_call(self, call: Call, result: Result = CANCELLED) -> list[Container]:
         """Everything of one call; cheap also for very many queued inputs."""
         for input in self.queue.remove_call(call):
+            self.cancelled += 1
             self._calls.close(input, result)
         return self.cancel(list(call.open.values()), result)
 
@@ -349,7 +337,7 @@ class Pool:
             self.failed += 1
             self._calls.close(input, result)
 
-    # ------------------------------------------------------------ containers come and go
+    # ------------------------------------------------------------ containers come, change and go
 
     def joined(self, container: Container) -> None:
         """The container takes inputs from now on."""
@@ -359,22 +347,53 @@ class Pool:
     def left(self, container: Container) -> None:
         """The container takes nothing more."""
         self.index.remove(container)
-        self.hungry.pop(container, None)
+        self.credits.hungry.pop(container, None)
+        self.suspects.left(container)
 
-    def lost(self, container: Container, message: ContainerLost) -> None:
-        """Its inputs run again elsewhere, on the infrastructure budget: also credited ones, since the last of them may
-        have been the one that brought it down."""
-        self.left(container)
-        for input in reversed(list(container.leases.values())):
-            self._release(container, input)
-            if input.closed:
-                continue
-            input.losses += 1
-            if input.call.stream or input.losses >= MAX_LOSSES:
-                self.failed += 1
-                self._calls.close(input, lost_result(input, message))
+    def weigh(self, container: Container) -> None:
+        """Brings the index up to date with the slots that are taken, and with whether there are any for the router."""
+        running = container.running
+        if container.indexed != self._is_open(container, running):
+            if container.indexed:
+                self.index.remove(container)
+                container.load = running
             else:
-                self.queue.put_back(input)
+                self.index.add(container, running)
+        elif running != container.load:
+            if container.indexed:
+                self.index.move(container, running)
+            else:
+                container.load = running
+        if container.indexed:
+            self.credits.weigh(container, running)
+
+    def _is_open(self, container: Container, running: int) -> bool:
+        """Whether the router may look at the container."""
+        if container.state != READY or container.used or container.held:
+            return False
+        return not container.slots or running < container.slots
+
+    def _slots_of(self, container: Container) -> int:
+        return min(container.slots or self.maximum, self.maximum)
+
+    def change_slots(self, container: Container, slots: int) -> None:
+        """The container's own code says how many inputs it takes at once."""
+        container.slots = slots if slots < self.maximum else 0
+        self._fewer(container)
+
+    def change_concurrency(self, concurrency: Concurrency) -> None:
+        """From now on every container takes so many. Nothing that runs is interrupted."""
+        self.spec = replace(self.spec, concurrency=concurrency)
+        self.target, self.maximum = concurrency.target_inputs, concurrency.max_inputs
+        for container in self.fleet.containers.values():
+            self._outbox.send(container.id, ConcurrencyChanged(concurrency))
+            self._fewer(container)
+
+    def _fewer(self, container: Container) -> None:
+        """It may have more inputs than it is to take."""
+        container.most = container.running
+        self.credits.recall(container)
+        self.weigh(container)
 
     # ------------------------------------------------------------ what people and checks see
 
@@ -383,57 +402,18 @@ class Pool:
         return {
             "pool": self.id,
             "name": self.spec.name,
-            "backlog": self.queue.ready + self.credited,
-            "delayed": len(self.queue) - self.queue.ready,
-            "running": self.running,
+            "backlog": self.queue.ready + len(self.queue.suspects) + self.credited,
+            "delayed": len(self.queue) - self.queue.ready - len(self.queue.suspects),
+            "suspects": len(self.queue.suspects),
+            "running": self.in_flight,
             "headroom": self.index.free_slots(self.maximum),
             "submitted": self.submitted,
             "finished": self.finished,
             "failed": self.failed,
+            "cancelled": self.cancelled,
             "service_s": self.service_s,
+            "max_inputs": self.maximum,
+            "target_inputs": self.target,
+            "loop_blocks": self.loop_blocks,
             **self.fleet.statistics(),
         }
-
-    def check(self) -> None:
-        containers = self.fleet.containers.values()
-        assert self.running == sum(c.running for c in containers)
-        assert self.credited == sum(len(c.credits) for c in containers)
-        assert self.index.size == sum(c.indexed for c in containers)
-        if self.limit is not None:
-            assert self.running <= self.limit, f"{self.running} in flight, concurrency_limit={self.limit}"
-        for c in containers:
-            assert c.running <= self.maximum, f"{c} is above max_inputs={self.maximum}"
-            assert c.indexed == (c.state == READY and not c.used)
-            assert not c.indexed or c.load == c.running
-            assert set(c.credits) <= set(c.leases)
-            for lease, input in c.leases.items():
-                assert input.lease == lease
-                assert input.container is c
-                assert input.credited == (lease in c.credits)
-            if self.method_limits:
-                counted: dict[str, int] = {}
-                for lease, input in c.leases.items():
-                    if lease not in c.credits:
-                        counted[input.call.method] = counted.get(input.call.method, 0) + 1
-                assert counted == {m: n for m, n in c.methods.items() if n}
-                assert all(counted.get(m, 0) <= cap for m, cap in self.method_limits.items())
-        waiting = 0
-        for input in self.queue:
-            waiting += 1
-            assert input.container is None
-            assert not input.closed
-            assert not input.lease
-        assert waiting == len(self.queue)
-        self.fleet.check()
-
-
-def lost_result(input: Input, message: ContainerLost) -> Result:
-    """What the caller of an input hears whose containers kept dying."""
-    if input.call.stream:
-        text = f"the container died in the middle of the stream: {how_it_ended(message)}"
-    else:
-        text = (
-            f"the container died while it ran this input, {input.losses} times, so the input is given up; "
-            f"the last time it was {how_it_ended(message)}"
-        )
-    return Result(INTERNAL_FAILURE, error=ErrorInfo("InternalFailure", text))

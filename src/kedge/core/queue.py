@@ -1,8 +1,8 @@
 """The inputs of one pool that wait: fair between calls, first come first served inside a call.
 
 Calls take turns, so a map of 100,000 inputs delays a single call by one input and not by all of them. Inputs that come
-back (a lost container, a recalled credit) go to the front of their call. Inputs that wait for a retry delay are in
-`delayed` and not ready.
+back (a recalled credit) go to the front of their call. Inputs that wait for a retry delay are not ready. Nor are
+suspects, which were in a container that was lost: they have a lane of their own (see `suspects`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ class InputQueue:
         self._sequence = 0
         self.ready = 0
         """Inputs that could run now."""
+        self.suspects: deque[Input] = deque()
+        """Inputs that could run now, but only alone."""
 
     def __len__(self) -> int:
-        return self.ready + len(self._delayed)
+        return self.ready + len(self.suspects) + len(self._delayed)
 
     def __iter__(self) -> Iterator[Input]:
         for waiting in self._waiting.values():
             yield from waiting
+        yield from self.suspects
         for _, _, input in self._delayed:
             yield input
 
@@ -76,6 +79,14 @@ class InputQueue:
         """Ready inputs of one call."""
         return len(self._waiting.get(call, ()))
 
+    def of(self, call: Call) -> Iterator[Input]:
+        """The ready inputs of one call, in their order."""
+        return iter(self._waiting.get(call, ()))
+
+    def first(self, call: Call) -> Input:
+        """The next input of a call that has ready ones."""
+        return self._waiting[call][0]
+
     def pop(self) -> Input:
         """The next input; the call's next turn comes after everybody else's."""
         call = self._turns[0]
@@ -95,18 +106,21 @@ class InputQueue:
         self._turns.appendleft(call)
         return self.pop()
 
-    def remove(self, input: Input) -> None:
-        """Takes out one input that is known to wait here."""
-        waiting = self._waiting.get(input.call)
-        if waiting is not None and input in waiting:
-            waiting.remove(input)
-            self.ready -= 1
-            if not waiting:
-                del self._waiting[input.call]
-                self._turns.remove(input.call)
-            return
-        self._delayed = [entry for entry in self._delayed if entry[2] is not input]
-        self._delayed.sort()
+    def drop_closed(self, call: Call) -> None:
+        """Takes out the inputs of a call that have been closed."""
+        waiting = self._waiting.get(call)
+        if waiting is not None:
+            kept = deque(input for input in waiting if not input.closed)
+            self.ready -= len(waiting) - len(kept)
+            if kept:
+                self._waiting[call] = kept
+            else:
+                del self._waiting[call]
+                self._turns.remove(call)
+        if self.suspects:
+            self.suspects = deque(input for input in self.suspects if not input.closed)
+        if self._delayed:
+            self._delayed = sorted(entry for entry in self._delayed if not entry[2].closed)
 
     def remove_call(self, call: Call) -> list[Input]:
         """Takes out every input of a call, and gives them."""
@@ -115,6 +129,9 @@ class InputQueue:
         if waiting is not None:
             self._turns.remove(call)
             self.ready -= len(gone)
+        if self.suspects:
+            gone += [input for input in self.suspects if input.call is call]
+            self.suspects = deque(input for input in self.suspects if input.call is not call)
         late = [entry for entry in self._delayed if entry[2].call is call]
         if late:
             self._delayed = sorted(entry for entry in self._delayed if entry[2].call is not call)

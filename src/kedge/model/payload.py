@@ -37,6 +37,8 @@ class ErrorInfo(Struct, frozen=True, array_like=True, gc=False):
     notes: tuple[str, ...] = ()
     frames: tuple[tuple[str, int, str, str], ...] = ()
     """(file, line number, function, source line) of the user's frames, outermost first."""
+    retry_after: float = 0.0
+    """Seconds after which another try may succeed, where a limit was reached; 0 where that is not known."""
 
 
 SUCCESS = "success"

@@ -407,6 +407,8 @@ class ContainerLost(Message, frozen=True):
     exit_code: int | None = None
     signal: int | None = None
     out_of_memory: bool = False
+    blameless: bool = False
+    """Its end had nothing to do with what ran in it: whatever held it up has died."""
 
 
 class ContainerDisconnected(Message, frozen=True):
