@@ -451,7 +451,7 @@ def test_an_input_that_its_container_does_not_end_is_over_for_its_caller(bench: 
     assert ("engine", p.KillContainer("ct-1", DISMISSAL_GRACE_S)) in b.commands
     notice = next(order for _, order in b.commands if isinstance(order, p.Notice))
     assert notice.text == (
-        "1 input of f did not end long after their time was over: ct-1 gets nothing new and is replaced"
+        "1 input of f did not end long after its time was over: ct-1 gets nothing new and is replaced"
     )
 
 

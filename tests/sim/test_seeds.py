@@ -12,7 +12,7 @@ import pytest
 
 from kedge.sim import workload
 
-SEEDS = range(20)
+SEEDS = range(24)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

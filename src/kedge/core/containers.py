@@ -52,6 +52,7 @@ class Container:
         "slots",
         "stall_watched",
         "state",
+        "suspect",
         "used",
     )
 
@@ -80,6 +81,8 @@ class Container:
         """What it was started with."""
         self.held = False
         """Kept for an input that must run alone: the router does not see it."""
+        self.suspect: Input | None = None
+        """The one that it is held for: to blame if it dies."""
         self.doomed = False
         """It is killed on purpose: what it ran is not to blame for its end."""
         self.dismissed = False

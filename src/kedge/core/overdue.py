@@ -113,13 +113,11 @@ class Overdue:
         if not app.session:
             return
         others = container.running - stuck
-        since = f"{self._grace_s:g} s after their code was told to" if told else "long after their time was over"
-        text = (
-            f"{stuck} input{'s' * (stuck != 1)} of {self._pool.spec.name} did not end {since}: {container.id} gets "
-            "nothing new and is replaced"
-        )
-        if others:
-            text += f" when its {others} other input{'s' * (others != 1)} end"
+        its = "its" if stuck == 1 else "their"
+        since = f"{self._grace_s:g} s after {its} code was told to" if told else f"long after {its} time was over"
+        text = f"{stuck} input{'s' * (stuck != 1)} of {self._pool.spec.name} did not end {since}: {container.id} "
+        text += "gets nothing new and is replaced"
+        text += f" when its other inputs have ended ({others})" if others else ""
         self._plane.outbox.send(app.session, Notice(self._pool.app, text, "warning"))
 
     def result(self, call: Call) -> Result:

@@ -53,8 +53,8 @@ class Patience:
         pool = self._pool
         after = self._drain_s()
         text = (
-            f"{pool.spec.name} has {len(pool.queue)} inputs waiting, and max_queued_inputs={self._bound}; try again in "
-            f"about {after:.3g} s, or raise max_queued_inputs or max_containers"
+            f"as many inputs wait for {pool.spec.name} as max_queued_inputs={self._bound} allows; try again in about "
+            f"{after:.3g} s, or raise max_queued_inputs or max_containers"
         )
         return Result(FAILURE, error=ErrorInfo("ResourceExhaustedError", text, retry_after=after))
 
@@ -65,7 +65,7 @@ class Patience:
         if pool.limit is not None:
             slots = min(slots, pool.limit)
         service_s = pool.service_s if pool.service_s is not None else pool.fleet.startup_s
-        return max(LEAST_RETRY_S, len(pool.queue) / 2 * service_s / slots)
+        return max(LEAST_RETRY_S, self._bound / 2 * service_s / slots)
 
     # ------------------------------------------------------------ how long
 
@@ -112,7 +112,8 @@ class Patience:
     def _lateness(self, input: Input) -> Result:
         pool, allowed = self._pool, self._allowed(input.call)
         text = (
-            f"the input waited longer than queue_timeout={allowed:g} s for {pool.spec.name}, of which {pool.in_flight} "
-            f"inputs run in {pool.fleet.ready} containers; raise the timeout, max_containers, or what else limits them"
+            f"the input waited longer than queue_timeout={allowed:g} s for {pool.spec.name} "
+            f"(running: {pool.in_flight}, containers: {pool.fleet.ready}); raise the timeout, max_containers, or what "
+            "else limits them"
         )
         return Result(TIMEOUT, error=ErrorInfo("QueueTimeoutError", text))

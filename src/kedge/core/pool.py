@@ -213,7 +213,7 @@ class Pool:
             if input is None:
                 plane.drop("finished a lease that is over")
                 continue
-            if container.credits and not input.credited and container.running <= self._slots_of(container):
+            if container.credits and not input.credited and container.running <= self.slots_of(container):
                 # Its slot goes to the oldest credit: the container has started that one in the same moment.
                 self.credits.promote(container, next(iter(container.credits)), now)
             self.release(container, input)
@@ -222,9 +222,9 @@ class Pool:
                 self.conclude(input, item.result, now)
         self.service_s = service_s
         self.weigh(container)
-        if container.used and container.idle:
-            self.fleet.retire(container, "single_use_containers=True: it has had its input")
-        elif container.idle:
+        if container.idle:
+            if container.used:
+                self.fleet.retire(container, "single_use_containers=True: it has had its input")
             self.fleet.rested(container, now)
         if container.quarantined:
             self.bury(container)
@@ -268,7 +268,7 @@ class Pool:
             self.running -= 1
             if self.method_limits:
                 container.methods[input.call.method] -= 1
-            if container.held:
+            if container.held or container.suspect is not None:
                 self.suspects.ended(container, input)
         input.batch = None
         input.lease = 0
@@ -293,6 +293,8 @@ class Pool:
         for lease in leases:
             if lease in container.credits:
                 self.credits.promote(container, lease, self._agenda.now)
+                # A fact, also where fewer were allowed while it was on its way.
+                container.most = max(container.most, container.running)
                 self.weigh(container)
 
     # ------------------------------------------------------------ inputs are cancelled
@@ -373,7 +375,8 @@ class Pool:
             return False
         return not container.slots or running < container.slots
 
-    def _slots_of(self, container: Container) -> int:
+    def slots_of(self, container: Container) -> int:
+        """How many inputs it takes at once."""
         return min(container.slots or self.maximum, self.maximum)
 
     def change_slots(self, container: Container, slots: int) -> None:

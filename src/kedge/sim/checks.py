@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kedge.core.containers import READY, STARTING
 from kedge.core.pool import Pool
 from kedge.model import protocol as p
-from kedge.model.payload import SUCCESS
+from kedge.model.payload import SUCCESS, Result
 
 if TYPE_CHECKING:
     from kedge.core.outbox import Command
@@ -86,6 +86,8 @@ class Checks:
             self._held.pop(message.container, None)
         elif kind is p.NodeLost:
             self._held = {id: held for id, held in self._held.items() if held.node != message.node}
+        elif kind is p.InputsOverran:
+            self._given_up(message.leases)
         elif kind is p.TimePassed and self._last == self._world.now:
             self._spins += 1
             if self._spins > SPIN:
@@ -158,13 +160,21 @@ class Checks:
                 if lease in container.runs:
                     container.runs[lease].disowned = True
 
+    def _given_up(self, leases: list[int]) -> None:
+        """Callers of inputs whose code does not end were told so: who asks again gets another attempt."""
+        for body in self._world.engine.containers.values():
+            known = self._world.plane.containers.get(body.id)
+            for lease in leases:
+                if lease in body.runs and known is not None and lease in known.leases and known.leases[lease].closed:
+                    body.runs[lease].disowned = True
+
     def started(self, container: SimContainer, run: Run) -> None:
         """User code of an input begins."""
         function, dispatch = container.function, run.dispatch
         self.attempts += 1
         self.peak[container.pool] = max(self.peak.get(container.pool, 0), len(container.runs))
-        if len(container.runs) > function.concurrency.max_inputs:
-            self.fail("max_inputs", f"{container.id} runs {len(container.runs)} inputs")
+        if container.taken > container.session.max_inputs:
+            self.fail("max_inputs", f"{container.id} has {container.taken} slots in use")
         self._limits(container, function, dispatch.method)
         run.disowned = dispatch.lease in self._disowned
         others = self._running.setdefault((dispatch.call, dispatch.index), [])
@@ -195,8 +205,8 @@ class Checks:
 
     def session(self, container: SimContainer) -> None:
         session = container.session
-        if session.running > session.max_inputs or session.running != len(container.runs):
-            self.fail("max_inputs", f"{container.id}: {session.running} slots, {len(container.runs)} inputs run")
+        if session.running != container.taken:
+            self.fail("slots", f"{container.id}: {session.running} slots, {container.taken} are in use")
 
     def delivered(self, client: SimClient, session: str, message: p.OutputsDelivered) -> SimCall:
         """A caller gets results."""
@@ -206,7 +216,7 @@ class Checks:
         visible = self._visible.setdefault(session, set())
         for output in message.outputs:
             key = call.id, output.index
-            if key in visible:
+            if key in visible and not _is_refusal(output.result):
                 self.fail("one result", f"{session} gets {call.id}:{output.index} a second time")
             visible.add(key)
             if output.index >= call.sent:
@@ -231,8 +241,10 @@ class Checks:
 
     def _work_is_conserved(self, pool: Pool) -> None:
         """No input waits while a ready container has a slot for it."""
-        if pool.limit is not None and pool.running >= pool.limit:
+        if pool.limit is not None and pool.in_flight >= pool.limit:
             return
+        if pool.batches is not None and pool.queue.ready < pool.batches.size:
+            return  # it may wait for more
         for container in pool.index:
             if container.running < pool.maximum:
                 for call in pool.queue.calls():
@@ -287,7 +299,7 @@ class Checks:
             fleet = pool.fleet
             if pool.running or pool.credited or len(pool.queue):
                 found.append(f"{pool.id}: {pool.running} run, {pool.credited} are credited, {len(pool.queue)} wait")
-            elif pool.index.free_slots(pool.maximum) != fleet.ready * pool.maximum:
+            elif pool.index.free_slots(pool.maximum) != fleet.ready * pool.maximum and not _own_slots(pool):
                 found.append(f"{pool.id}: {pool.index.free_slots(pool.maximum)} slots in {fleet.ready} containers")
             elif self._has_no_room(pool):
                 continue
@@ -306,3 +318,13 @@ class Checks:
         if plane.scheduler.would_place(pool.spec.resources, []):
             return False
         return not any(other.fleet.spare for other in plane.pools.values() if other.index.size)
+
+
+def _is_refusal(result: Result) -> bool:
+    """The input never came to be: sent twice, it may be refused twice."""
+    return result.error is not None and result.error.type == "ResourceExhaustedError"
+
+
+def _own_slots(pool: Pool) -> bool:
+    """Whether a container has said how many inputs it takes."""
+    return any(container.slots for container in pool.fleet.containers.values())

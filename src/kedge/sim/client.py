@@ -123,6 +123,9 @@ class SimClient:
     def update(self, pool: str, **settings: Any) -> int:
         return self.ask(p.AutoscalerUpdated(self._next_request(), pool, **settings))
 
+    def change_concurrency(self, pool: str, **numbers: int) -> int:
+        return self.ask(p.ConcurrencyUpdated(self._next_request(), pool, **numbers))
+
     def ask(self, message: Any) -> int:
         self.up.send(message)
         return int(message.request)

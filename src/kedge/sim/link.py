@@ -31,6 +31,8 @@ class Conditions(NamedTuple):
     """Crashes per second of a ready container."""
     out_of_memory: float = 0.3
     """Crashes that are for want of memory."""
+    leave_rate: float = 0.0
+    """How often per second the code of a ready container asks to leave."""
     frames_lost: float = 0.0
     """Crashes that take with them what the container has said last."""
 
@@ -43,6 +45,7 @@ class Conditions(NamedTuple):
             hangs_starting=0.0,
             hangs_exiting=0.0,
             crash_rate=0.0,
+            leave_rate=0.0,
             frames_lost=0.0,
         )
 

@@ -28,10 +28,14 @@ FLAKY = "flaky"
 """Raises in as many attempts as the third field says."""
 STUBBORN = "stubborn"
 """Ignores that it was cancelled."""
+FROZEN = "frozen"
+"""Runs for its seconds whatever it is told, and its container does not notice when its time is over."""
 POISON = "poison"
 """Kills its container."""
 NEST = "nest"
 """Calls the pool of the third field once and waits for it."""
+REPORT_S = 1.0
+"""How long after its time an input is reported that has not ended."""
 WAKES_UP_S = 0.001
 """How long code takes to notice that it was cancelled."""
 
@@ -44,11 +48,16 @@ def work(kind: str = OK, seconds: float = 0.01, detail: str | int = "") -> Paylo
 class Run:
     """One attempt as user code sees it."""
 
-    __slots__ = ("cancelled", "child", "disowned", "dispatch", "ended", "kind", "started_at")
+    __slots__ = ("cancelled", "child", "disowned", "dispatch", "done", "ended", "kind", "slot", "started_at")
 
-    def __init__(self, dispatch: p.Dispatch, kind: str, now: float) -> None:
+    def __init__(self, dispatch: p.Dispatch, kind: str, slot: list[Run], now: float) -> None:
         self.dispatch = dispatch
         self.kind = kind
+        self.slot = slot
+        """Those that share its slot, itself among them: more than one for a batch."""
+        slot.append(self)
+        self.done = False
+        """Its part of the work is: the code ends when all of its slot is done."""
         self.started_at = now
         self.cancelled = False
         self.disowned = False
@@ -110,6 +119,8 @@ class SimContainer:
         self.function = function
         self.session = Session(function.concurrency.max_inputs)
         self.runs: dict[int, Run] = {}
+        self.taken = 0
+        """Slots."""
         self.alive = True
         self.ready = False
         self.leaving = False
@@ -163,6 +174,13 @@ class SimContainer:
         world = self._world
         if world.conditions.crash_rate:
             world.after(world.random.expovariate(world.conditions.crash_rate), self.crash)
+        if world.conditions.leave_rate:
+            world.after(world.random.expovariate(world.conditions.leave_rate), self.ask_to_leave)
+
+    def ask_to_leave(self, _: object = None) -> None:
+        """Its code says that it wants no more inputs."""
+        if self.alive:
+            self.up.send(p.ContainerLeaving("stop_fetching_inputs"))
 
     def _fail(self, _: object) -> None:
         if self.alive:
@@ -182,24 +200,44 @@ class SimContainer:
     def _act(self, actions: list[Any]) -> None:
         for action in actions:
             if isinstance(action, Start):
-                self._start(action.dispatch)
+                self._start(action.members or (action.dispatch,))
             elif isinstance(action, Cancel):
-                self._cancel(self.runs[action.lease])
+                for run in self.runs[action.lease].slot:
+                    self._cancel(run)
             elif isinstance(action, Exit):
                 self._leave()
 
-    def _start(self, dispatch: p.Dispatch) -> None:
-        world = self._world
-        kind, seconds, detail = dispatch.payload.data.decode().split("|")
-        run = self.runs[dispatch.lease] = Run(dispatch, kind, world.now)
-        world.checks.started(self, run)
-        if kind == NEST:
-            run.child = self._sdk().call(
-                detail, [work(OK, float(seconds))], parent=input_id(dispatch.call, dispatch.index)
-            )
+    def _start(self, inputs: tuple[p.Dispatch, ...]) -> None:
+        """Code begins that works on all of these, for as long as the longest takes."""
+        self.taken += 1
+        works = [dispatch.payload.data.decode().split("|") for dispatch in inputs]
+        seconds = max(float(seconds) for _, seconds, _ in works)
+        slot: list[Run] = []
+        for dispatch, (kind, _, detail) in zip(inputs, works, strict=True):
+            run = self.runs[dispatch.lease] = Run(dispatch, kind, slot, self._world.now)
+            self._world.checks.started(self, run)
+            self._run(run, seconds, detail)
+
+    def _run(self, run: Run, seconds: float, detail: str) -> None:
+        world, dispatch = self._world, run.dispatch
+        if run.kind == NEST:
+            run.child = self._sdk().call(detail, [work(OK, seconds)], parent=input_id(dispatch.call, dispatch.index))
             run.child.on_over = lambda: self._end(run)
         else:
-            world.after(float(seconds), self._end, run)
+            world.after(seconds, self._end, run)
+            timeout = dispatch.timeout or self.function.timeout
+            if seconds > timeout and run.kind != FROZEN:
+                world.after(timeout, self._overrun, run)
+
+    def _overrun(self, run: Run) -> None:
+        """The runtime ends an input whose time is over; of code that goes on it tells the plane."""
+        if self.alive and not run.ended:
+            self._act(self.session.receive(p.InputsCancelled([run.dispatch.lease], "timeout")))
+            self._world.after(REPORT_S, self._report, run)
+
+    def _report(self, run: Run) -> None:
+        if self.alive and not run.ended:
+            self.up.send(p.InputsOverran([run.dispatch.lease]))
 
     def _sdk(self) -> SimClient:
         if self.client is None:
@@ -210,20 +248,29 @@ class SimContainer:
         run.cancelled = True
         if run.child is not None and self.client is not None:
             self.client.cancel(run.child)
-        if run.kind != STUBBORN:
+        if run.kind not in (STUBBORN, FROZEN):
             self._world.after(WAKES_UP_S, self._end, run)
 
     def _end(self, run: Run) -> None:
-        if not self.alive or run.ended:
+        if not self.alive or run.done:
             return
         if run.kind == POISON:
             self.crash()
             return
-        run.ended = True
-        dispatch = run.dispatch
-        del self.runs[dispatch.lease]
-        self._world.checks.ended(self, run)
-        self._act(self.session.finished(dispatch.lease, self._result(run), self._world.now - run.started_at))
+        run.done = True
+        if not all(other.done for other in run.slot):
+            return
+        self.taken -= 1
+        for other in run.slot:
+            other.ended = True
+            del self.runs[other.dispatch.lease]
+            self._world.checks.ended(self, other)
+        first, seconds = run.slot[0].dispatch, self._world.now - run.started_at
+        if first.batch:
+            actions = self.session.batch_finished(first.lease, [self._result(other) for other in run.slot], seconds)
+        else:
+            actions = self.session.finished(first.lease, self._result(run), seconds)
+        self._act(actions)
         self._say()
 
     def _result(self, run: Run) -> Result:

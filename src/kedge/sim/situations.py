@@ -8,7 +8,7 @@ from kedge.model import protocol as p
 from kedge.model.payload import SUCCESS, TERMINATED, TIMEOUT
 from kedge.model.spec import AutoscalerSettings, Concurrency, GpuRequest, MethodSpec, Resources
 from kedge.sim.client import SimClient
-from kedge.sim.machine import NEST, OK, STUBBORN, work
+from kedge.sim.machine import FROZEN, NEST, OK, STUBBORN, work
 from kedge.sim.stage import F, every, is_running, only, scenario, stage, wait
 from kedge.sim.world import World, app, function
 
@@ -318,7 +318,7 @@ def a_frozen_input_is_over_and_its_siblings_finish(seed: int) -> World:
     elsewhere."""
     slots = Concurrency(3, 3, True)
     world, client = stage(seed, function("f", concurrency=slots, timeout=20.0, autoscaler=ONE))
-    frozen = client.call(F, [work(OK, 1e6)])
+    frozen = client.call(F, [work(FROZEN, 1e6)])
     wait(world, is_running(world))
     first = only(world)
     early = client.call(F, [work(OK, 5.0)])

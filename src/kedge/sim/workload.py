@@ -24,7 +24,7 @@ from kedge.model.spec import (
 )
 from kedge.sim.client import SimCall, SimClient
 from kedge.sim.link import Conditions
-from kedge.sim.machine import FAIL, FLAKY, NEST, OK, POISON, STUBBORN, work
+from kedge.sim.machine import FAIL, FLAKY, FROZEN, NEST, OK, POISON, STUBBORN, work
 from kedge.sim.world import World, app, function
 
 BOUND_S = 50_000.0
@@ -100,10 +100,11 @@ def draw_conditions(random: Random, span: float) -> Conditions:
         connects_early=random.choice((0.0, 0.5, 1.0)),
         never_starts=some(random, 0.2, 0.1),
         crashes_starting=some(random, 0.2, 0.2),
-        fails_starting=some(random, 0.25, 0.1),
+        fails_starting=some(random, 0.25, 0.2),
         hangs_starting=some(random, 0.1, 0.05),
         hangs_exiting=some(random, 0.2, 0.3),
         crash_rate=some(random, 0.4, random.choice((0.2, 2.0)) / span * 5),
+        leave_rate=some(random, 0.2, 1.0 / span),
         frames_lost=some(random, 0.5, 0.5),
     )
 
@@ -130,8 +131,12 @@ def draw_function(random: Random, world: World, name: str) -> FunctionSpec:
         ),
         "resources": Resources(0.125) if small else Resources(random.choice((0.125, 0.5, 1.0)), None, 1024, gpus=gpus),
         "retries": random.choice((RetryPolicy(), RetryPolicy(3, 2.0, random.choice((0.0, 0.1)), 1.0))),
-        "startup_timeout": random.choice((None, 10.0)),
+        "startup_timeout": random.choice((300.0, 10.0)),
         "concurrency_limit": random.choice((None, None, None, 3)),
+        "timeout": random.choice((300.0, 300.0, 1.0)),
+        "cancellation_grace": random.choice((0.1, 3.0, 10.0)),
+        "queue_timeout": random.choice((None, None, None, 2.0)),
+        "max_queued_inputs": random.choice((None, None, None, 50)),
     }
     kind = random.random()
     if kind < 0.15:
@@ -199,6 +204,8 @@ class Plan:
             return work(STUBBORN, seconds + random.random() * 10)
         if roll < 0.095:
             return work(POISON, seconds)
+        if roll < 0.097:
+            return work(FROZEN, 1000.0)
         if roll < 0.12:
             return work(OK, seconds * 100)
         if roll < 0.2 and chosen.name != LEAF:
@@ -240,6 +247,11 @@ class Plan:
     def _update(self) -> None:
         random = self._random
         chosen = random.choice(self._deployed.functions)
+        if random.random() < 0.4:
+            most = random.choice((1, 2, 5, 20))
+            numbers = random.choice(({"max_inputs": most}, {"max_inputs": most, "target_inputs": max(1, most - 1)}))
+            self._programs[0].change_concurrency(function_id(self._deployed.app, chosen.name), **numbers)
+            return
         small = chosen.resources == Resources(0.125)
         settings = random.choice(
             (
