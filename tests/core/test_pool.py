@@ -22,6 +22,18 @@ WINDOW = int(CREDIT_WINDOW_S / SHORT_S)
 # ---------------------------------------------------------------- slots
 
 
+def test_statistics_tell_waits_runs_and_bursts(bench: Make) -> None:
+    b = bench(function(slots=2, target=1, autoscaler=ONE))
+    b.ready()
+    b.submit(4)
+    b.finish("ct-1", run_s=0.5, after=2.0)
+    numbers = b.plane.pools[F].statistics()
+    assert (numbers["bursts"], numbers["cancelled"], numbers["running"]) == (2, 0, 2)
+    assert numbers["wait_p50_s"] == 0.75e-6
+    assert 1.5 < float(str(numbers["wait_p95_s"])) < 3.0
+    assert 0.3 < float(str(numbers["run_p50_s"])) < 0.75
+
+
 def test_no_container_gets_more_than_it_may(bench: Make) -> None:
     b = bench(function(slots=3, autoscaler=ONE))
     b.ready()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kedge.core.calls import NEVER
 from kedge.core.containers import GONE, Container
 from kedge.model.protocol import Dispatch, InputsRecalled
 
@@ -79,6 +80,8 @@ class Credits:
         """A credited input has started: it has a slot."""
         input = container.credits.pop(lease)
         input.credited = False
+        if input.granted_at == NEVER:
+            self._pool.waits.add(now - input.queued_at)
         input.granted_at = now
         self.count -= 1
         self._pool.running += 1

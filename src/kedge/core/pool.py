@@ -17,6 +17,7 @@ from kedge.core.calls import CANCELLED, NEVER, Call, Calls, Input
 from kedge.core.containers import READY, Container
 from kedge.core.credits import Credits
 from kedge.core.fleet import Fleet
+from kedge.core.histogram import Histogram
 from kedge.core.outbox import Outbox
 from kedge.core.overdue import Overdue
 from kedge.core.patience import Patience
@@ -55,6 +56,10 @@ class Pool:
         self.failed = 0
         self.submitted = 0
         self.cancelled = 0
+        self.bursts = 0
+        """Inputs that got a slot above target."""
+        self.waits = Histogram()
+        self.runs = Histogram()
         self.loop_blocks = 0
         """How often event loops of its containers were blocked for long."""
         self._outbox: Outbox = plane.outbox
@@ -162,7 +167,10 @@ class Pool:
         lease = self._plane.new_lease(input)
         input.container = container
         container.leases[lease] = input
-        input.granted_at = self._agenda.now
+        now = self._agenda.now
+        if input.granted_at == NEVER:
+            self.waits.add(now - input.queued_at)
+        input.granted_at = now
         call = input.call
         if not self.overdue.watching or call.timeout:
             self.overdue.granted(input)
@@ -190,6 +198,8 @@ class Pool:
         """One more slot of the container is in use."""
         self.running += 1
         load = container.load + 1
+        if load > self.target:
+            self.bursts += 1
         if self.spec.single_use_containers:
             container.used = True
             self.index.remove(container)
@@ -219,6 +229,7 @@ class Pool:
             self.release(container, input)
             if not input.closed:
                 service_s = item.run_s if service_s is None else service_s + SMOOTHING * (item.run_s - service_s)
+                self.runs.add(item.run_s)
                 self.conclude(input, item.result, now)
         self.service_s = service_s
         self.weigh(container)
@@ -417,6 +428,11 @@ class Pool:
             "service_s": self.service_s,
             "max_inputs": self.maximum,
             "target_inputs": self.target,
+            "bursts": self.bursts,
+            "wait_p50_s": self.waits.quantile(0.5),
+            "wait_p95_s": self.waits.quantile(0.95),
+            "run_p50_s": self.runs.quantile(0.5),
+            "run_p95_s": self.runs.quantile(0.95),
             "loop_blocks": self.loop_blocks,
             **self.fleet.statistics(),
         }
