@@ -80,6 +80,7 @@ def test_stopping_twice_answers_both(bench: Make) -> None:
     b.lose("ct-1", exit_code=0)
     b.send(p.AppStopped("ap-1", 10), "se-2")
     assert [len(b.replies(request)) for request in (8, 9, 10)] == [1, 1, 1]
+    assert b.replies(10) == [p.Reply(10, {"app": "ap-1", "known": False})]
 
 
 def test_a_stopped_app_gets_no_new_pools(bench: Make) -> None:

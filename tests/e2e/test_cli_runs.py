@@ -197,6 +197,8 @@ def test_a_detached_app_stays_until_it_is_stopped(environment: dict[str, str]) -
         assert "1 app, 1 container." in run(environment, "server", "status")[1]
         assert run(environment, "app", "stop", app) == (0, f"{app} has stopped.\n", "")
         assert "0 apps, 0 containers." in run(environment, "server", "status")[1]
+        unknown = f"Error: no app {app} is running on this server; `kedge run` shows ids of apps (ap-…).\n"
+        assert run(environment, "app", "stop", app) == (1, "", unknown)
         assert run(environment, "run", "-q", "script.py::main") == (0, "sum 14\n", "")
     finally:
         assert run(environment, "server", "stop")[:2] == (0, "The server has ended.\n")

@@ -83,9 +83,12 @@ def stop_app(app: str) -> int:
         click.echo("Error: no server is running, so no app is either.", err=True)
         return 1
     try:
-        client.request(lambda request: AppStopped(app, request, "stopped by `kedge app stop`"), 3 * STOP_S)
+        answer = client.request(lambda request: AppStopped(app, request, "stopped by `kedge app stop`"), 3 * STOP_S)
     finally:
         client.close()
+    if not answer.get("known", True):
+        click.echo(f"Error: no app {app} is running on this server; `kedge run` shows ids of apps (ap-…).", err=True)
+        return 1
     click.echo(f"{app} has stopped.")
     return 0
 

@@ -16,7 +16,7 @@ class Histogram:
     ...     waits.add(0.001)
     >>> waits.add(10.0)
     >>> round(waits.quantile(0.5), 4), round(waits.quantile(1.0))
-    (0.0008, 12)
+    (0.0008, 13)
     """
 
     __slots__ = ("_counts", "_total")

@@ -152,7 +152,7 @@ class Plane:
     def _app_stopped(self, message: p.AppStopped, now: float, sender: str) -> None:
         app = self.apps.get(message.app)
         if app is None:
-            self.outbox.send(sender, p.Reply(message.request, {"app": message.app}))
+            self.outbox.send(sender, p.Reply(message.request, {"app": message.app, "known": False}))
             return
         if message.request:
             app.stop_requests.append((sender, message.request))
