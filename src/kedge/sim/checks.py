@@ -241,10 +241,9 @@ class Checks:
 
     def _work_is_conserved(self, pool: Pool) -> None:
         """No input waits while a ready container has a slot for it."""
-        if pool.limit is not None and pool.in_flight >= pool.limit:
+        least = 1 if pool.batches is None else pool.batches.size
+        if pool.queue.ready < least or (pool.limit is not None and pool.limit - pool.in_flight < least):
             return
-        if pool.batches is not None and pool.queue.ready < pool.batches.size:
-            return  # it may wait for more
         for container in pool.index:
             if container.running < pool.maximum:
                 for call in pool.queue.calls():

@@ -33,6 +33,8 @@ class Conditions(NamedTuple):
     """Crashes that are for want of memory."""
     leave_rate: float = 0.0
     """How often per second the code of a ready container asks to leave."""
+    wish_rate: float = 0.0
+    """How often per second it says how many inputs it takes at once."""
     frames_lost: float = 0.0
     """Crashes that take with them what the container has said last."""
 
@@ -46,6 +48,7 @@ class Conditions(NamedTuple):
             hangs_exiting=0.0,
             crash_rate=0.0,
             leave_rate=0.0,
+            wish_rate=0.0,
             frames_lost=0.0,
         )
 

@@ -177,10 +177,20 @@ class SimContainer:
         if world.conditions.leave_rate:
             world.after(world.random.expovariate(world.conditions.leave_rate), self.ask_to_leave)
 
+        if world.conditions.wish_rate:
+            world.after(world.random.expovariate(world.conditions.wish_rate), self._wish)
+
+    def _wish(self, _: object = None) -> None:
+        """Its code changes how many inputs it takes at once."""
+        if self.alive:
+            self._act(self.session.receive(p.SlotsChanged(self._world.random.choice((1, 2, 5, 50)))))
+            self._say()
+
     def ask_to_leave(self, _: object = None) -> None:
         """Its code says that it wants no more inputs."""
         if self.alive:
-            self.up.send(p.ContainerLeaving("stop_fetching_inputs"))
+            self._act(self.session.receive(p.ContainerLeaving("stop_fetching_inputs")))
+            self._say()
 
     def _fail(self, _: object) -> None:
         if self.alive:

@@ -14,6 +14,7 @@ from kedge.model.payload import Payload
 from kedge.model.spec import (
     AppSpec,
     AutoscalerSettings,
+    Batching,
     Concurrency,
     FunctionSpec,
     GpuRequest,
@@ -105,6 +106,7 @@ def draw_conditions(random: Random, span: float) -> Conditions:
         hangs_exiting=some(random, 0.2, 0.3),
         crash_rate=some(random, 0.4, random.choice((0.2, 2.0)) / span * 5),
         leave_rate=some(random, 0.2, 1.0 / span),
+        wish_rate=some(random, 0.2, 5.0 / span),
         frames_lost=some(random, 0.5, 0.5),
     )
 
@@ -146,6 +148,8 @@ def draw_function(random: Random, world: World, name: str) -> FunctionSpec:
         limits = (MethodSpec("a", concurrency_limit=2), MethodSpec("b", concurrency_limit=1), MethodSpec("c"))
         options["methods"] = limits
         options["is_class"] = True
+    elif kind < 0.42:
+        options["methods"] = (MethodSpec(batching=Batching(random.choice((2, 8)), random.choice((0, 50)))),)
     return function(name, **options)
 
 
@@ -182,7 +186,7 @@ class Plan:
             options: dict[str, object] = {
                 "method": random.choice(chosen.methods).name,
                 "durable": random.random() < 0.25,
-                "stream": random.random() < 0.05,
+                "stream": random.random() < 0.05 and chosen.methods[0].batching is None,
                 "window": random.choice((0, 10, 1000)),
                 "get_after": random.random() * self._span,
             }
