@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import calls, core, memory, peers
+from benchmarks import attribution, calls, core, logs, memory, peers
 from benchmarks.report import RESULTS, Report, machine
 
-ALL = {"core": core.run, "memory": memory.run, "calls": calls.run, "peers": peers.run}
+ALL = {
+    "core": core.run,
+    "memory": memory.run,
+    "calls": calls.run,
+    "logs": logs.run,
+    "peers": peers.run,
+    "attribution": attribution.run,
+}
 
 
 def main(names: list[str]) -> int:

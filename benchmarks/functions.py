@@ -21,6 +21,20 @@ async def echo_async(value: Any) -> Any:
 
 
 @app.function(max_containers=1)
+def print_lines(line: str, rate: int, seconds: float) -> tuple[int, float, float]:
+    """Prints so many lines a second, a hundred at a time: how many they were, how long it took, the longest print."""
+    start, count, slowest = time.perf_counter(), 0, 0.0
+    while count < rate * seconds:
+        for _ in range(100):
+            before = time.perf_counter()
+            print(line)
+            slowest = max(slowest, time.perf_counter() - before)
+        count += 100
+        time.sleep(max(0.0, start + count / rate - time.perf_counter()))
+    return count, time.perf_counter() - start, slowest
+
+
+@app.function(max_containers=1)
 def touch(array: Any) -> int:
     """Reads one byte of every page, as any use of the array would."""
     return int(array[::4096].sum())

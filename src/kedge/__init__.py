@@ -20,7 +20,7 @@ from kedge._version import __version__
 from kedge.exception import Error
 from kedge.sdk.app import App
 from kedge.sdk.cls import Cls
-from kedge.sdk.context import current_function_call_id, current_input_id, is_local
+from kedge.sdk.context import current_function_call_id, current_input, current_input_id, is_local
 from kedge.sdk.decorators import batched, concurrent, enter, exit, method
 from kedge.sdk.function import Function
 from kedge.sdk.image import Image
@@ -30,6 +30,7 @@ from kedge.sdk.output import enable_output
 from kedge.sdk.parameters import parameter
 from kedge.sdk.retries import Retries
 from kedge.sdk.schedule import Cron, Period
+from kedge.sdk.shield import shield
 from kedge.sdk.web import asgi_app, fastapi_endpoint, web_endpoint, web_server, wsgi_app
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ __all__ = [
     "cls",
     "concurrent",
     "current_function_call_id",
+    "current_input",
     "current_input_id",
     "enable_output",
     "enter",
@@ -65,6 +67,7 @@ __all__ = [
     "is_local",
     "method",
     "parameter",
+    "shield",
     "web_endpoint",
     "web_server",
     "wsgi_app",

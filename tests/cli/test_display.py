@@ -17,6 +17,7 @@ from kedge.cli import progress
 from kedge.cli.display import LiveDisplay, PlainDisplay, QuietDisplay, display_for
 from kedge.cli.terminal import Screen, sharing
 from kedge.model.protocol import OutputCaptured
+from kedge.sdk.lines import OPEN_LINES
 from tests.cli.fake_terminal import FakeTerminal
 
 
@@ -39,8 +40,10 @@ def pool(name: str = "fetch", variant: str = "", **changes: Any) -> dict[str, An
     return {**base, **changes}
 
 
-def output(data: bytes, *, stream: int = 1, container: str = "ct-00000000abcd", at: float = 0.0) -> OutputCaptured:
-    return OutputCaptured(container, stream, data, at, "ap-77", "fu-77-fetch@0011")
+def output(
+    data: bytes, *, stream: int = 1, container: str = "ct-00000000abcd", at: float = 0.0, **inside: Any
+) -> OutputCaptured:
+    return OutputCaptured(container, stream, data, at, "ap-77", "fu-77-fetch@0011", **inside)
 
 
 BUSY = pool(submitted=4312, finished=1234, running=120, backlog=2900, delayed=58, containers=3, starting=2, started=5)
@@ -167,6 +170,48 @@ def test_lines_of_concurrent_containers_are_never_mixed() -> None:
             "fetch abcd │ one two three",
             "fetch ef01 │ ONE TWO THREE",
         ]
+
+
+def test_lines_of_inputs_in_one_container_are_never_mixed(capsys: pytest.CaptureFixture[str]) -> None:
+    origins: list[dict[str, Any]] = [
+        {"call": "fc-1", "index": 0},
+        {"call": "fc-1", "index": 1},
+        {"call": "fc-2", "index": 0},
+        {"call": "fc-1", "index": 0, "attempt": 1},
+        {"call": "fc-1", "index": 0, "writer": 1},
+        {"raw": True},
+        {},
+    ]
+    display = PlainDisplay("demo")
+    for piece in (b"one ", b"two ", b"three"):
+        for number, inside in enumerate(origins):
+            display.captured(output(b"%d%b" % (number, piece), **inside))
+    for inside in origins:
+        display.captured(output(b"\n", **inside))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{number}one {number}two {number}three" for number in range(len(origins))]
+
+
+def test_a_container_that_is_gone_ends_its_lines() -> None:
+    with at_terminal() as terminal:
+        display = LiveDisplay("demo", terminal)
+        display.captured(output(b"half", call="fc-1", index=0))
+        display.captured(output(b"whole\nother half", container="ct-00000000ef01"))
+        display.captured(output(b""))
+        assert [line for line in terminal.seen if "demo" not in line] == [
+            "fetch ef01 │ whole",
+            "fetch abcd │ half",
+            "fetch ef01 │ other half",
+        ], "the last one is a live line"
+        display.captured(output(b" and its end\n", container="ct-00000000ef01"))
+        assert [line for line in terminal.seen if "demo" not in line][2:] == ["fetch ef01 │ other half and its end"]
+
+
+def test_very_many_lines_without_an_end_are_not_all_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    display = PlainDisplay("demo")
+    for number in range(OPEN_LINES + 2):
+        display.captured(output(b"%d" % number, call="fc-1", index=number))
+    assert capsys.readouterr().out == "0\n1\n"
 
 
 def test_a_line_without_an_end_is_shown_live_and_written_at_the_end() -> None:

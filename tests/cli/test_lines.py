@@ -7,7 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.cli.lines import LINE_LIMIT, LineBuffer, plain, shown
+from kedge.cli.lines import plain, shown
+from kedge.sdk.lines import LINE_LIMIT, LineBuffer
 
 
 @given(st.lists(st.binary(max_size=50)))

@@ -21,7 +21,9 @@ def test_version() -> None:
     assert CliRunner().invoke(main, ["--version"]).output == f"kedge {__version__}\n"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["server", "--help"], ["app", "stop", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["logs", "--help"], ["server", "--help"], ["app", "stop", "--help"]]
+)
 def test_help_answers(words: list[str]) -> None:
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0

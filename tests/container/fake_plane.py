@@ -54,17 +54,21 @@ def function(
     return FunctionSpec(**(fields | more))
 
 
-def service_class(name: str, max_inputs: int, methods: dict[str, bool]) -> FunctionSpec:
+def service_class(name: str, max_inputs: int, methods: dict[str, bool], **more: Any) -> FunctionSpec:
     """`methods`: whether each is async."""
     return function(
         name,
         max_inputs,
         is_class=True,
         methods=tuple(MethodSpec(name=method, is_async=is_async) for method, is_async in methods.items()),
+        **more,
     )
 
 
 class FakePlane:
+    records: int | None = None
+    """The write end of a pipe for what a forked container prints."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.journal_file = directory / "journal"
@@ -136,7 +140,7 @@ class FakePlane:
             self._listener.close()
             from kedge.container import main
 
-            main.run(launch)
+            main.run(launch, self.records)
         finally:
             os._exit(99)
 
@@ -231,12 +235,18 @@ class FakePlane:
         self.connection.send(list(messages))
 
     def input(
-        self, *args: Any, method: str = "", credited: bool = False, stream: bool = False, payload: Payload | None = None
+        self,
+        *args: Any,
+        method: str = "",
+        credited: bool = False,
+        stream: bool = False,
+        payload: Payload | None = None,
+        timeout: float = 0.0,
     ) -> Dispatch:
         self._leases += 1
         lease = self._leases
         payload = payload or arguments_payload(args, {}, self.blobs)
-        return Dispatch(lease, f"fc-{lease:08x}", lease * 10, method, payload, 0, credited, stream)
+        return Dispatch(lease, f"fc-{lease:08x}", lease * 10, method, payload, 0, credited, stream, timeout)
 
     def dispatch(self, *args: Any, **more: Any) -> int:
         dispatch = self.input(*args, **more)

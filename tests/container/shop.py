@@ -21,6 +21,7 @@ app = kedge.App("shop")
 seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
 gates: dict[str, threading.Event] = {}
 async_gates: dict[str, asyncio.Event] = {}
+imported_on_main = threading.current_thread() is threading.main_thread()
 running = 0
 peak = 0
 counting = threading.Lock()
@@ -35,8 +36,12 @@ def note(text: object) -> None:
 def allowed(name: str) -> None:
     """Blocks this thread until the test says `plane.allow(name)`."""
     deadline = time.monotonic() + 60
-    while not os.path.exists(f"{os.environ['JOURNAL']}.{name}") and time.monotonic() < deadline:
+    while not is_allowed(name) and time.monotonic() < deadline:
         time.sleep(0.005)
+
+
+def is_allowed(name: str) -> bool:
+    return os.path.exists(f"{os.environ['JOURNAL']}.{name}")
 
 
 def gate(name: str) -> threading.Event:
@@ -82,6 +87,7 @@ def where(x=None):
         "call": kedge.current_function_call_id(),
         "thread": threading.get_ident(),
         "main": threading.current_thread() is threading.main_thread(),
+        "imported on main": imported_on_main,
         "local": kedge.is_local(),
         "before": before,
     }
@@ -237,6 +243,17 @@ def broken_stream(n):
         yield from range(n)
         yield threading.Lock()
     finally:
+        note("closed")
+
+
+@app.function()
+async def broken_stream_async(n):
+    try:
+        for i in range(n):
+            yield i
+        yield threading.Lock()
+    finally:
+        await asyncio.sleep(0)
         note("closed")
 
 
@@ -547,3 +564,24 @@ class Broken:
     @kedge.method()
     def go(self):
         return "never"
+
+
+@app.cls()
+class Paced:
+    """Its hooks last until the test allows them to end."""
+
+    @kedge.enter()
+    def open(self):
+        note("entering")
+        allowed("enter")
+        note("entered")
+
+    @kedge.method()
+    def go(self):
+        return "went"
+
+    @kedge.exit()
+    def close(self):
+        note("leaving")
+        allowed("exit")
+        note("left")

@@ -84,6 +84,69 @@ def test_the_timeout_of_a_method_counts_for_that_method_and_siblings_see_nothing
     assert [line for line in plane.journal() if "calm" in line] == ["begin calm"]
 
 
+# ---------------------------------------------------------------- a call brings its own timeout along
+
+
+@pytest.mark.parametrize(("name", "max_inputs", "is_async"), PLACES)
+def test_the_timeout_of_a_call_goes_before_that_of_its_function(
+    plane: FakePlane, name: str, max_inputs: int, is_async: bool
+) -> None:
+    plane.start(function(name, max_inputs, is_async=is_async, timeout=600))
+    if max_inputs > 1:  # deadlines are looked at when the first of those that run is due: in ten minutes
+        plane.dispatch("sibling", 90)
+        plane.noted("begin sibling")
+    late = plane.result(plane.dispatch("a", 90, timeout=0.25))
+    text = "the input ran longer than timeout=0.25 s of this call"
+    assert late.result.status == "timeout"
+    assert late.result.error is not None
+    assert (late.result.error.type, late.result.error.message) == ("FunctionTimeoutError", text)
+    ends = [line for line in plane.journal() if line.split()[0] in ("CancelledError", "InputTimeout")]
+    assert ends == [f"CancelledError a {text}" if is_async else "InputTimeout a"]
+    assert plane.call("b", 0) == "b"
+
+
+@pytest.mark.parametrize(("name", "max_inputs", "is_async"), PLACES)
+def test_the_timeout_of_a_call_may_be_longer(plane: FakePlane, name: str, max_inputs: int, is_async: bool) -> None:
+    plane.start(function(name, max_inputs, is_async=is_async, timeout=0.1))
+    assert plane.call("a", 0.3, timeout=60) == "a"
+    assert plane.result(plane.dispatch("b", 60)).result.status == "timeout"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_it_goes_before_that_of_a_method_too(plane: FakePlane, is_async: bool) -> None:
+    name = "nap_async" if is_async else "nap"
+    plane.start(stubborn(2, a=method(name, is_async, 0.1)))
+    assert plane.call("a", 0.3, method=name, timeout=60) == "a"
+    late = plane.result(plane.dispatch("b", 90, method=name, timeout=0.05)).result
+    assert late.error is not None
+    assert late.error.message == "the input ran longer than timeout=0.05 s of this call"
+
+
+@pytest.mark.parametrize("max_inputs", [1, 2])
+def test_an_input_with_a_timeout_of_its_own_that_waited_for_its_slot_is_noticed(
+    plane: FakePlane, max_inputs: int
+) -> None:
+    """It was announced when nothing could be known of its start."""
+    plane.start(function("nap", max_inputs, timeout=600))
+    first = [plane.input("first", 0.3) for _ in range(max_inputs)]
+    second = plane.input("second", 90, credited=True, timeout=0.2)
+    plane.send(InputsDispatched([*first, second]))
+    assert [plane.value(dispatch.lease) for dispatch in first] == ["first"] * max_inputs
+    assert plane.result(second.lease).result.status == "timeout"
+
+
+def test_arguments_that_take_long_to_load_do_not_hide_the_deadline(plane: FakePlane) -> None:
+    plane.start(function("nap", 2, timeout=600))
+    payload = arguments_payload((shop.SlowToLoad(), 90), {}, plane.blobs)
+    assert plane.result(plane.dispatch(payload=payload, timeout=0.05)).result.status == "timeout"
+
+
+def test_a_generator_keeps_to_the_timeout_of_its_call(plane: FakePlane) -> None:
+    plane.start(function("count_to", 2, stream=True, timeout=600))
+    result = plane.result(plane.dispatch(200, stream=True, timeout=0.3)).result
+    assert (result.status, result.count) == ("timeout", 64)
+
+
 @slow
 def test_an_input_s_time_begins_when_its_own_code_does(plane: FakePlane) -> None:
     """One slot, and a credited input that waits longer than its timeout behind one that uses all of its own."""

@@ -67,6 +67,13 @@ def test_with_one_slot_sync_code_has_the_main_thread(plane: FakePlane) -> None:
     assert plane.call()["main"] is True
 
 
+@pytest.mark.parametrize("max_inputs", [1, 4])
+def test_the_module_is_imported_on_the_main_thread(plane: FakePlane, max_inputs: int) -> None:
+    plane.start(function("where", max_inputs))
+    seen = plane.call()
+    assert (seen["imported on main"], seen["main"]) == (True, max_inputs == 1)
+
+
 def test_with_more_slots_sync_code_has_threads_which_are_used_again(plane: FakePlane) -> None:
     plane.start(function("where", 4))
     calls = [plane.call() for _ in range(5)]
@@ -281,6 +288,38 @@ def test_a_subset_of_async_siblings_is_cancelled(plane: FakePlane) -> None:
     assert sorted(plane.journal()[4:]) == ["CancelledError a", "CancelledError c"]
 
 
+def test_the_tasks_beside_a_cancelled_one_finish_and_the_container_leaves_in_order(plane: FakePlane) -> None:
+    plane.start(function("nap_async", 2, is_async=True))
+    unwanted, wanted = plane.dispatch("a", 60), plane.dispatch("b", 0.2)
+    plane.noted("begin a", "begin b")
+    plane.cancel(unwanted)
+    assert cancelled(plane, unwanted)
+    assert plane.value(wanted) == "b"
+    plane.drain()
+    assert plane.wait_exit() == 0
+    assert "Traceback" not in plane.errors()
+
+
+def test_where_threads_and_tasks_share_a_container_only_the_cancelled_input_sees_it(plane: FakePlane) -> None:
+    methods = {"nap": False, "nap_async": True}
+    plane.start(service_class("Stubborn", 6, methods))
+    leases = {}
+    for method in methods:
+        for name in (f"{method} 1", f"{method} 2"):
+            leases[name] = plane.dispatch(name, 60, method=method)
+            plane.noted(f"begin {name}")
+    unwanted = [leases[f"{method} 1"] for method in methods]
+    for method, lease in zip(methods, unwanted, strict=True):
+        plane.cancel(lease)
+        assert cancelled(plane, lease)
+        for other in methods:
+            assert plane.call(f"after {method}", 0, method=other) == f"after {method}"
+    siblings = set(leases.values()) - set(unwanted)
+    assert siblings.isdisjoint(plane.finished)
+    heard = [line.strip() for line in plane.journal() if not line.startswith("begin")]
+    assert heard == ["InputCancellation nap 1", "CancelledError nap_async 1"]
+
+
 def test_a_cancel_beside_its_dispatch_never_runs_the_input(plane: FakePlane) -> None:
     plane.start(function("snooze_async", 2, is_async=True))
     early, late = plane.input("early"), plane.input("late")
@@ -363,10 +402,12 @@ class TestGenerators:
 
 
 @pytest.mark.parametrize("max_inputs", [1, 2])
+@pytest.mark.parametrize("is_async", [False, True])
 def test_a_value_that_cannot_be_sent_fails_the_stream_and_closes_the_generator(
-    plane: FakePlane, max_inputs: int
+    plane: FakePlane, max_inputs: int, is_async: bool
 ) -> None:
-    plane.start(function("broken_stream", max_inputs, stream=True))
+    name = "broken_stream_async" if is_async else "broken_stream"
+    plane.start(function(name, max_inputs, is_async=is_async, stream=True))
     result = plane.result(plane.dispatch(3, stream=True)).result
     assert result.error is not None
     assert (result.status, result.count, result.error.type) == ("failure", 3, "SerializationError")

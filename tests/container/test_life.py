@@ -57,6 +57,18 @@ def test_a_failing_enter_hook_is_reported_and_the_container_leaves(plane: FakePl
     assert "no fuel" in plane.errors()
 
 
+@pytest.mark.parametrize("how", ["drain", "SIGTERM"])
+def test_a_container_that_is_told_to_leave_while_it_enters_runs_no_exit_hooks(plane: FakePlane, how: str) -> None:
+    plane.start(service_class("Paced", 1, {"go": False}), ready=False)
+    plane.noted("entering")
+    if how == "drain":
+        plane.drain(cancel=True)
+    else:
+        os.kill(plane.process, signal.SIGTERM)
+    assert plane.wait_exit() == 0
+    assert plane.journal() == ["entering"]
+
+
 def test_an_import_error_is_reported_with_the_user_s_frames(plane: FakePlane, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def load():\n    import no_such_oven\n\nload()\n")
     plane.start(function("f", module="broken"), ready=False, environment=environment(plane, tmp_path))
@@ -249,6 +261,42 @@ def test_leaving_at_once_cancels_what_runs_and_reports_nothing(
     assert plane.wait_exit() == 0
     assert plane.journal()[1] == ("CancelledError a" if is_async else "InputCancellation a")
     assert plane.finished == {}
+
+
+@pytest.mark.parametrize("how", ["drain", "SIGTERM"])
+@pytest.mark.parametrize(("name", "is_async"), [("nap", False), ("nap_async", True)])
+def test_leaving_at_once_ends_every_input_and_runs_the_exit_hooks(
+    plane: FakePlane, name: str, is_async: bool, how: str
+) -> None:
+    plane.start(service_class("Stubborn", 3, {name: is_async}))
+    for letter in "abc":
+        plane.dispatch(letter, 60, method=name)
+        plane.noted(f"begin {letter}")
+    if how == "drain":
+        plane.drain(cancel=True)
+    else:
+        os.kill(plane.process, signal.SIGTERM)
+    assert plane.wait_exit() == 0
+    error = "CancelledError" if is_async else "InputCancellation"
+    assert sorted(line.strip() for line in plane.journal()[3:6]) == [f"{error} {letter}" for letter in "abc"]
+    assert plane.journal()[6:] == ["exit async", "exit sync"]
+    assert plane.finished == {}
+
+
+def test_exit_hooks_are_not_disturbed(plane: FakePlane) -> None:
+    plane.start(service_class("Paced", 1, {"go": False}), ready=False)
+    plane.allow("enter")
+    plane.wait_for(ContainerReady)
+    plane.drain()
+    plane.noted("leaving")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        os.kill(plane.process, number)
+        plane.poll(0.02)
+    plane.drain(cancel=True)
+    plane.poll(0.02)
+    plane.allow("exit")
+    assert plane.wait_exit() == 0
+    assert plane.journal() == ["entering", "entered", "leaving", "left"]
 
 
 def test_ctrl_c_on_the_main_thread_belongs_to_user_code(plane: FakePlane) -> None:

@@ -11,6 +11,7 @@ from kedge.model.payload import FAILURE, SUCCESS, TERMINATED, TIMEOUT, ErrorInfo
 from kedge.model.protocol import (
     ConcurrencyChanged,
     ContainerDrained,
+    ContainerLeaving,
     Dispatch,
     Finished,
     InputsCancelled,
@@ -19,6 +20,7 @@ from kedge.model.protocol import (
     InputsRecalled,
     InputsReturned,
     InputsStarted,
+    SlotsChanged,
     StreamCredited,
     Welcome,
 )
@@ -295,6 +297,56 @@ def test_concurrency_changes_live() -> None:
     assert starts(session.finished(3, DONE)) == [4]
 
 
+def test_its_own_code_may_take_fewer_which_the_plane_hears_first() -> None:
+    session = Session(3)
+    give(session, 1, 2, 3)
+    give(session, 4, credited=True)
+    assert session.receive(SlotsChanged(1)) == []
+    session.finished(1, DONE)
+    assert session.outgoing() == [SlotsChanged(1), InputsReturned([4]), InputsFinished([Finished(1, DONE)], [])]
+    assert not session.dirty
+    assert give(session, 5) == []
+    assert session.outgoing() == [InputsReturned([5])], "granted before the plane knew: it is for another container"
+    assert session.finished(2, DONE) == []
+    session.finished(3, DONE)
+    assert give(session, 6) == [6]
+    assert session.receive(SlotsChanged(2)) == []
+    assert session.outgoing()[0] == SlotsChanged(2)
+
+
+def test_its_own_number_and_that_of_the_plane_hold_both() -> None:
+    session = Session(4)
+    session.receive(SlotsChanged(9))
+    assert session.outgoing() == [SlotsChanged(4)], "no more than the plane allows"
+    session.receive(SlotsChanged(2))
+    session.outgoing()
+    session.receive(ConcurrencyChanged(Concurrency(3, 3)))
+    assert session.outgoing() == [SlotsChanged(2)], "said again: the plane may have understood the old one otherwise"
+    session.receive(ConcurrencyChanged(Concurrency(1, 1)))
+    assert give(session, 1, 2) == [1]
+    assert starts(session.receive(ConcurrencyChanged(Concurrency(9, 9)))) == [2]
+    assert session.slots == 2
+    other = Session(1)
+    other.receive(ConcurrencyChanged(Concurrency(3, 3)))
+    assert not other.dirty, "where its code has no wish of its own the plane knows it all"
+
+
+def test_when_its_own_code_wants_to_leave_only_what_was_granted_for_certain_runs() -> None:
+    session = Session(1)
+    give(session, 1, 2)
+    give(session, 3, credited=True)
+    session.receive(ContainerLeaving("why"))
+    session.receive(ContainerLeaving("again"))
+    assert session.outgoing() == [ContainerLeaving("why"), InputsReturned([3])]
+    assert give(session, 4, credited=True) == []
+    assert session.outgoing() == [InputsReturned([4])]
+    assert starts(session.finished(1, DONE)) == [2]
+    assert session.finished(2, DONE) == [], "the plane says when it is over"
+    assert session.receive(ContainerDrained("so be it")) == [Exit("so be it")]
+    session.receive(ContainerLeaving("late"))
+    assert [type(message) for message in session.outgoing()] == [InputsFinished]
+
+
 def test_other_messages_are_none_of_its_business() -> None:
     session = Session(1)
     assert session.receive(Welcome("")) == []
@@ -318,12 +370,15 @@ class SessionMachine(RuleBasedStateMachine):
         self.unreported: set[int] = set()
         """Ended here: a result is owed."""
         self.exits = 0
-        self.draining = self.cancelling = False
+        self.draining = self.cancelling = self.leaving = False
+        self.wanted = 0
 
     def act(self, actions: list[session_module.Action]) -> None:
         for action in actions:
             if isinstance(action, Start):
                 lease = action.dispatch.lease
+                assert not (action.dispatch.credited and (self.leaving or self.draining))
+                assert len(self.running) < self.session.slots
                 assert lease in self.granted
                 assert lease not in self.running
                 assert not self.exits
@@ -365,6 +420,17 @@ class SessionMachine(RuleBasedStateMachine):
     def change(self, maximum: int) -> None:
         self.act(self.session.receive(ConcurrencyChanged(Concurrency(maximum, maximum))))
 
+    @rule(slots=st.integers(1, 5))
+    def want(self, slots: int) -> None:
+        self.wanted = slots
+        self.act(self.session.receive(SlotsChanged(slots)))
+
+    @precondition(lambda self: self.lease > 4)
+    @rule()
+    def want_to_leave(self) -> None:
+        self.act(self.session.receive(ContainerLeaving("")))
+        self.leaving = True
+
     @precondition(lambda self: self.lease > 4)
     @rule(cancel=st.booleans())
     def drain(self, cancel: bool) -> None:
@@ -401,6 +467,10 @@ class SessionMachine(RuleBasedStateMachine):
                     assert item.result.status == expected
                     self.unreported.discard(item.lease)
                 started |= set(message.started)
+            elif isinstance(message, SlotsChanged):
+                assert message.inputs == min(self.wanted, self.session.max_inputs)
+            elif isinstance(message, ContainerLeaving):
+                assert self.leaving
             else:
                 started |= set(message.leases)
         assert started <= self.running | self.left
@@ -412,7 +482,8 @@ class SessionMachine(RuleBasedStateMachine):
         assert self.session.running == len(self.running)
         assert self.exits <= 1
         if self.session.waiting and not self.draining:
-            assert self.session.running >= self.session.max_inputs
+            assert self.session.running >= self.session.slots
+        assert self.session.slots == min(self.session.max_inputs, self.wanted or self.session.max_inputs)
         if self.draining and not self.running and not self.session.waiting:
             assert self.exits == 1
 

@@ -112,6 +112,19 @@ def test_cancelling_a_member_drops_only_its_result(bench: Make) -> None:
     assert b.plane.pools[F].running == 0
 
 
+def test_a_cancelled_member_does_not_make_the_code_of_the_others_overdue(bench: Make) -> None:
+    b = bench(batched(timeout=300.0, cancellation_grace=10.0))
+    b.ready()
+    b.submit(3)
+    b.send(p.CallCancelled("fc-1", indices=[1]), "se-1")
+    assert b.wait(200) == []
+    b.send(p.CallCancelled("fc-1"), "se-1")
+    b.wait(9.9)
+    assert not b.plane.containers["ct-1"].quarantined
+    b.wait(0.2)
+    assert b.plane.containers["ct-1"].quarantined, "now nobody wants it, and it was told to end"
+
+
 def test_a_limit_counts_inputs_not_batches(bench: Make) -> None:
     b = bench(batched(size=3, slots=4, concurrency_limit=7))
     b.ready()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kedge.core.overdue import OVERDUE_GRACE_S
 from kedge.model import protocol as p
-from kedge.model.payload import FAILURE, SUCCESS, TERMINATED, TIMEOUT
+from kedge.model.payload import FAILURE, SUCCESS, TERMINATED, TIMEOUT, Payload
 from kedge.model.spec import AutoscalerSettings, MethodSpec, RetryPolicy
 from tests.core.conftest import Bench, F, Make, function
 
@@ -33,6 +33,24 @@ def test_inputs_beyond_the_bound_are_refused(bench: Make) -> None:
     b.finish("ct-1")
     b.submit(1, first=3)
     assert b.statuses() == {3: FAILURE, 0: SUCCESS}, "the same input again is welcome when there is room"
+
+
+def test_arguments_of_a_refused_input_stay_with_its_caller(bench: Make) -> None:
+    b = bench(function(max_queued_inputs=1, autoscaler=ONE))
+    large = Payload(blob="b1", size=10**6)
+    b.submit(1)
+    b.send(p.InputsSubmitted("fc-2", F, 0, [large]), "se-1")
+    b.send(p.InputsSubmitted("fc-3", F, 0, [Payload(blob="b2", size=10**6)], durable=True), "se-1")
+    assert b.orders(p.PayloadReleased) == [p.PayloadReleased(["b2"])], "nobody can send a durable one again"
+    statistics = b.plane.pools[F].statistics()
+    assert (statistics["submitted"], statistics["refused"], statistics["failed"]) == (1, 2, 0)
+    b.ready()
+    b.finish("ct-1")
+    assert b.results.pop(("se-1", "fc-2", 0)).status == FAILURE
+    b.send(p.InputsSubmitted("fc-2", F, 0, [large]), "se-1")
+    b.finish("ct-1")
+    assert b.results["se-1", "fc-2", 0].status == SUCCESS
+    assert b.orders(p.PayloadReleased) == [p.PayloadReleased(["b1"])]
 
 
 def test_inputs_that_find_a_slot_do_not_wait(bench: Make) -> None:

@@ -112,7 +112,9 @@ def test_sync_inputs_share_a_container_up_to_max_inputs() -> None:
     results = list(harbour.crowd.map([0.05] * 18))
     assert {process for _, process, _ in results} == {results[0][1]}, "one container"
     assert max(peak for peak, _, _ in results) == 6
-    assert len({id for _, _, id in results}) == 18, "each input has an id of its own"
+    ids = {id for _, _, id in results}
+    assert len(ids) == 18, "each input has an id of its own"
+    assert len({id.rpartition("-")[0] for id in ids}) == 1, "and all of them the same call"
 
 
 def test_async_inputs_share_a_container_up_to_max_inputs() -> None:
@@ -154,6 +156,12 @@ def test_statistics_count_what_is_there() -> None:
     assert (stats.backlog, stats.num_running_inputs) == (0, 0)
     assert stats.num_total_runners >= 1
     assert stats.input_headroom >= 1
+    assert stats.num_cancelled_inputs == 0
+    waited, ran = stats.wait_p95_s, stats.run_p50_s
+    assert waited is not None
+    assert ran is not None
+    assert waited >= (stats.wait_p50_s or 0.0)
+    assert ran > 0.0
 
 
 def test_a_blocked_loop_does_not_stop_other_functions() -> None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 from kedge.model.spec import Launch
 
+held: list[str] | None = None
+"""What a fork server held when it was prepared."""
 
-def run(launch: Launch) -> None:
-    """Runs the source with `launch` in reach. What it raises or prints is the container's."""
+
+def prepare() -> None:
+    global held
+    held = [name for name in sys.modules if name.startswith("held_")]
+
+
+def run(launch: Launch, records: int) -> None:
+    """Runs the source with `launch` and `records` in reach. What it raises or prints is the container's."""
     assert launch.function.serialized is not None
-    exec(launch.function.serialized.data.decode(), {"launch": launch, "__name__": "container"})
+    exec(launch.function.serialized.data.decode(), {"launch": launch, "records": records, "__name__": "container"})

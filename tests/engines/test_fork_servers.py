@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kedge.engines import nursery
-from kedge.model.protocol import ContainerStarted, ForkServerReported
+from kedge.model.protocol import RECORDS, ContainerStarted, ForkServerReported
 from tests.engines.rig import (
     Rig,
     alive,
@@ -81,7 +81,7 @@ def test_kedges_own_runtime_is_safe_to_fork_from() -> None:
     async def scenario() -> None:
         async with rig("kedge.container.main") as it:
             end, _ = await it.run("")
-            assert b"the container cannot reach its server at /nowhere" in it.output(end.container, 2)
+            assert b"the container cannot reach its server at /nowhere" in it.output(end.container, RECORDS)
             assert (await it.started(end.container)).how == "fork"
             [report] = it.of(ForkServerReported)
             assert (report.safe, report.reason) == (True, "")
@@ -105,6 +105,17 @@ async def test_only_installed_modules_are_held(it: Rig, tmp_path: Path) -> None:
     assert report.reason == (
         "without held_user: not installed; held_broken: RuntimeError: no display; held_missing: not installed"
     )
+
+
+@with_rig
+async def test_the_runtime_is_prepared_before_packages_are_loaded(it: Rig, tmp_path: Path) -> None:
+    path = (*sys.path[1:], site_packages(tmp_path, held_good=""))
+    _, output = await it.run(
+        "import engine_standin, sys; print(engine_standin.held, 'held_good' in sys.modules)",
+        sys_path=path,
+        preload=("held_good",),
+    )
+    assert output == b"[] True\n"
 
 
 UNSAFE = {

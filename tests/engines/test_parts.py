@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import socket
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import pytest
 from kedge.engines import boot, system, threads
 from kedge.engines.channel import Channel, ChannelClosed, ContainerForked, ToForkServer
 from kedge.engines.loop import Loop
-from kedge.engines.output import READ_SIZE, OutputPipes
+from kedge.engines.output import READ_SIZE, RECORDS_SIZE, OutputPipes
 from kedge.engines.uplink import Uplink
-from kedge.model.protocol import FromSupervisor, KillContainer, OutputCaptured, SupervisorStopped
+from kedge.model.protocol import RECORDS, FromSupervisor, KillContainer, OutputCaptured, SupervisorStopped
 from kedge.wire.codec import FrameDecoder, encode
 
 
@@ -59,7 +61,7 @@ def test_paused_pipes_are_left_alone_and_lose_nothing() -> None:
             loop.stop()
 
     pipes = OutputPipes(loop, emit, lambda: loop.stop())
-    stdout, stderr = pipes.attach()
+    stdout, stderr, records = pipes.attach()
     pipes.resume()
     pipes.pause()
     os.write(stdout, b"0123456789")
@@ -69,8 +71,8 @@ def test_paused_pipes_are_left_alone_and_lose_nothing() -> None:
     pipes.resume()
     loop.run()
     assert seen == b"0123456789"
-    os.close(stdout)
-    os.close(stderr)
+    for descriptor in (stdout, stderr, records):
+        os.close(descriptor)
     pipes.close()
 
 
@@ -78,16 +80,56 @@ def test_draining_reads_the_last_words_and_ends_with_the_last_writer() -> None:
     loop = Loop()
     seen: list[tuple[int, bytes]] = []
     pipes = OutputPipes(loop, lambda stream, data: seen.append((stream, data)), loop.stop)
-    stdout, stderr = pipes.attach()
+    stdout, stderr, records = pipes.attach()
     os.write(stdout, b"o" * READ_SIZE)
     os.write(stderr, b"e")
+    os.write(records, b"r" * (READ_SIZE - 1))
     os.close(stdout)
+    os.close(records)
     pipes.drain()
-    assert seen == [(1, b"o" * READ_SIZE), (2, b"e")]
+    assert seen == [(1, b"o" * READ_SIZE), (2, b"e"), (RECORDS, b"r" * (READ_SIZE - 1))]
     assert not pipes.ended
     os.close(stderr)
     loop.run()
     assert pipes.ended
+
+
+def test_the_pipe_of_records_is_large_and_never_makes_its_writer_wait() -> None:
+    loop = Loop()
+    pipes = OutputPipes(loop, lambda stream, data: None, loop.stop)
+    stdout, stderr, records = pipes.attach()
+    assert [os.get_blocking(writer) for writer in (stdout, stderr, records)] == [True, True, False]
+    if hasattr(fcntl, "F_GETPIPE_SZ"):
+        assert fcntl.fcntl(records, fcntl.F_GETPIPE_SZ) == RECORDS_SIZE
+    written = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            written += os.write(records, bytes(4096))
+    assert written >= 64 * 1024
+    for descriptor in (stdout, stderr, records):
+        os.close(descriptor)
+    pipes.close()
+
+
+def test_no_pipe_is_left_where_there_are_too_few_descriptors() -> None:
+    loop = Loop()
+    pipes = OutputPipes(loop, lambda stream, data: None, loop.stop)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_descriptor() + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            pipes.attach()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    pipes.close()
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def next_descriptor() -> int:
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
 
 
 def test_a_congested_uplink_says_so_keeps_everything_and_recovers() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kedge.model.protocol import ContainerLost, ContainerStarted, OutputCaptured
+from kedge.model.protocol import RECORDS, ContainerLost, ContainerStarted, OutputCaptured
 from tests.engines.rig import Rig, alive, descriptors, ended, make_launch, mapped, with_rig
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -87,10 +87,39 @@ async def test_a_container_has_a_session_of_its_own_no_input_and_no_foreign_desc
         """
         import os
         print(os.getsid(0) == os.getpid(), os.read(0, 1))
-        print([number for number in range(3, 256) if os.path.exists(f"/proc/self/fd/{number}")])
+        print([number for number in range(3, 256) if number != records and os.path.exists(f"/proc/self/fd/{number}")])
         """
     )
     assert output == b"True b''\n[]\n"
+
+
+RECORDING = """
+import os, subprocess
+assert not os.get_inheritable(records) and not os.get_blocking(records)
+assert os.write(records, b"a record") == 8
+listing = subprocess.run(["ls", "/proc/self/fd"], close_fds=False, capture_output=True, text=True).stdout.split()
+print(len(listing))
+"""
+
+
+@with_rig
+async def test_a_forked_container_has_a_pipe_for_records_which_its_children_do_not_have(it: Rig) -> None:
+    end, output = await it.run(RECORDING)
+    assert it.of(ContainerStarted)[0].how == "fork"
+    assert (output, it.output(end.container, 2)) == (b"4\n", b""), "three, and the one that lists them"
+    assert it.output(end.container, RECORDS) == b"a record"
+    assert it.facts[-1] is end
+
+
+@with_rig
+async def test_so_has_a_fresh_one(it: Rig, tmp_path: Path) -> None:
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "held_open.py").write_text("import os; held = os.pipe()")
+    path = (*sys.path[1:], str(tmp_path / "site-packages"))
+    end, output = await it.run(RECORDING, sys_path=path, preload=("held_open",))
+    assert it.of(ContainerStarted)[0].how == "spawn"
+    assert (output, it.output(end.container, 2)) == (b"4\n", b"")
+    assert it.output(end.container, RECORDS) == b"a record"
 
 
 @pytest.mark.slow

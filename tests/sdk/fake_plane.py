@@ -36,6 +36,9 @@ class FakePlane:
         self.silent_about: set[type] = set()
         """Requests that are never answered."""
         self.refuse_hello = ""
+        self.lets_in: dict[str, int] = {}
+        """Inputs of one message that a pool takes; it refuses the others, which may come again."""
+        self.retry_after = 0.01
         self.streams: dict[str, int] = {}
         """Credits that clients have given, by call."""
         self._changed = threading.Condition()
@@ -170,11 +173,19 @@ class FakePlane:
         if message.stream:
             self._start(self._stream, message, link)
             return
-        outputs = [self._run(message, i, payload) for i, payload in enumerate(message.payloads, message.first)]
+        most = self.lets_in.get(message.pool, len(message.payloads))
+        outputs = [
+            self._run(message, i, payload) if i < message.first + most else p.Output(i, self._refusal())
+            for i, payload in enumerate(message.payloads, message.first)
+        ]
         if message.durable:
             self.stored.setdefault(message.call, {}).update((output.index, output.result) for output in outputs)
         else:
             link.send([p.OutputsDelivered(message.call, outputs)])
+
+    def _refusal(self) -> Result:
+        text = "as many inputs wait as max_queued_inputs allows"
+        return Result(FAILURE, error=ErrorInfo("ResourceExhaustedError", text, retry_after=self.retry_after))
 
     def _run(self, message: p.InputsSubmitted, index: int, payload: Payload) -> p.Output:
         try:
@@ -236,10 +247,15 @@ class FakePlane:
 
     def _on_StatisticsRequested(self, message: p.StatisticsRequested, link: BlockingConnection) -> None:
         pool = {"backlog": 3, "containers": 2, "running": 4, "headroom": 1, "name": "f"}
+        pool |= {"cancelled": 5, "bursts": 6, "loop_blocks": 7, "wait_p50_s": 0.1, "wait_p95_s": 0.2}
+        pool |= {"run_p50_s": 0.3, "run_p95_s": None}
         link.send([p.Reply(message.request, pool if message.pool else [pool])])
 
     def _on_AutoscalerUpdated(self, message: p.AutoscalerUpdated, link: BlockingConnection) -> None:
         link.send([p.Reply(message.request, {"min_containers": message.min_containers})])
+
+    def _on_ConcurrencyUpdated(self, message: p.ConcurrencyUpdated, link: BlockingConnection) -> None:
+        link.send([p.Reply(message.request, {"max_inputs": message.max_inputs})])
 
     def _on_AppCreated(self, message: p.AppCreated, link: BlockingConnection) -> None:
         link.send([p.Reply(message.request, {"app": message.app.app})])

@@ -71,6 +71,12 @@ class Recorder:
     async def update_autoscaler_async(self, target: Target, **settings: Any) -> Any:
         return self._note("update_autoscaler_async", target, settings)
 
+    def update_concurrency(self, target: Target, **settings: Any) -> Any:
+        return self._note("update_concurrency", target, settings)
+
+    async def update_concurrency_async(self, target: Target, **settings: Any) -> Any:
+        return self._note("update_concurrency_async", target, settings)
+
 
 def record(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Puts a recorder in the place of the invocation module."""

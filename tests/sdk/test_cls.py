@@ -54,12 +54,23 @@ def test_defaults_are_the_declared_pool() -> None:
 
 
 def test_options_and_parameters_make_one_variant() -> None:
-    both = Greeter.with_options(timeout=5)(times=2).shout.target()
-    assert both.variant.spec.timeout == 5.0
+    both = Greeter.with_options(retries=5)(times=2).shout.target()
+    assert both.variant.spec.retries.max_retries == 5
     assert both.variant.parameters is not None
     assert both.pool != Greeter(times=2).shout.target().pool
     assert Greeter.with_concurrency(max_inputs=4)().shout.target().variant.spec.concurrency.max_inputs == 4
     assert Greeter.spec.concurrency.max_inputs == 1
+
+
+def test_limits_of_calls_share_the_containers_of_the_instance() -> None:
+    hasty = Greeter.with_options(timeout=5)(times=2)
+    target = hasty.shout.target()
+    assert (target.pool, target.timeout) == (Greeter(times=2).shout.target().pool, 5.0)
+    assert target.variant == Greeter(times=2).shout.target().variant, "its containers know nothing of it"
+    assert Greeter.with_options(timeout=5)().shout.target().variant is None
+    again = pickle.loads(pickle.dumps(hasty)).greet.with_options(queue_timeout=2).target()
+    assert (again.pool, again.method, again.timeout, again.queue_timeout) == (target.pool, "greet", 5.0, 2.0)
+    assert hasty.greet.with_options(timeout=3).local("ada") == "hello ada"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +172,7 @@ def test_inside_of_the_class_methods_work_in_every_way(monkeypatch: pytest.Monke
 
 
 def test_inside_of_a_variants_container_self_means_the_variant() -> None:
-    variant = Greeter.with_options(timeout=5)(times=2)
+    variant = Greeter.with_options(retries=5)(times=2)
     spec: FunctionSpec = variant.shout.target().variant.spec
     found = service.find_service(declared_things, spec)
     instance = found.create({"times": 2})
@@ -192,17 +203,26 @@ def test_the_handle_stands_for_the_class() -> None:
     assert handle().greet.target().pool == "fu-1-Louder"
 
 
-def test_scaling_belongs_to_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_changes_belong_to_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = record(monkeypatch)
     Greeter(times=2).update_autoscaler(min_containers=1)
-    assert recorder.calls[0][0] == "update_autoscaler"
-    assert recorder.target.pool == Greeter(times=2).shout.target().pool
+    Greeter(times=2).update_concurrency(max_inputs=4)
+    asyncio.run(Greeter(times=2).update_concurrency.aio(target_inputs=2))
+    assert [call[0] for call in recorder.calls] == [
+        "update_autoscaler", "update_concurrency", "update_concurrency_async"
+    ]  # fmt: skip
+    assert [call[2] for call in recorder.calls[1:]] == [
+        {"max_inputs": 4, "target_inputs": None}, {"max_inputs": None, "target_inputs": 2}
+    ]  # fmt: skip
+    assert {call[1].pool for call in recorder.calls} == {Greeter(times=2).shout.target().pool}
     with pytest.raises(
         InvalidError, match=r"methods share the containers .* write Greeter\(…\).update_autoscaler\(…\)"
     ):
         Greeter().shout.update_autoscaler(min_containers=1)
+    with pytest.raises(InvalidError, match=r"write Greeter\(…\).update_concurrency\(…\)"):
+        Greeter().shout.update_concurrency(max_inputs=1)
     with pytest.raises(InvalidError, match=r"write Greeter.with_options\(…\)\(…\).shout"):
-        Greeter().shout.with_options(timeout=3)
+        Greeter().shout.with_options(timeout=3, gpu="H100")
 
 
 def test_parameters_have_one_encoding() -> None:

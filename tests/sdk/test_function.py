@@ -13,7 +13,7 @@ from msgspec import structs
 
 import kedge
 from kedge.exception import AsyncUsageWarning, ExecutionError, InvalidError, UnavailableError
-from kedge.model.spec import Concurrency
+from kedge.model.spec import Batching, Concurrency
 from kedge.sdk import context
 from kedge.sdk.target import Target
 from tests.sdk.fakes import Recorder, record, running
@@ -88,6 +88,7 @@ def test_every_form_of_a_call(recorder: Recorder) -> None:
     handle.spawn_map([1])
     handle.get_current_stats()
     handle.update_autoscaler(min_containers=2)
+    handle.update_concurrency(max_inputs=7, target_inputs=5)
     settings = {"min_containers": 2, "max_containers": None, "buffer_containers": None, "scaledown_window": None}
     assert recorder.calls == [
         ("call", target, (3,), {"scale": 2}),
@@ -98,6 +99,7 @@ def test_every_form_of_a_call(recorder: Recorder) -> None:
         ("spawn_map", target, ([1],), {}),
         ("statistics", target),
         ("update_autoscaler", target, settings),
+        ("update_concurrency", target, {"max_inputs": 7, "target_inputs": 5}),
     ]
 
 
@@ -114,6 +116,7 @@ def test_every_form_has_an_asynchronous_twin(recorder: Recorder) -> None:
         await handle.spawn_map.aio([1])
         await handle.get_current_stats.aio()
         await handle.update_autoscaler.aio(max_containers=2)
+        await handle.update_concurrency.aio(target_inputs=2)
         assert [value async for value in generator.remote_gen.aio(3)]
         assert await handle.get_web_url.aio() is None
 
@@ -121,7 +124,7 @@ def test_every_form_has_an_asynchronous_twin(recorder: Recorder) -> None:
     kinds = [call[0] for call in recorder.calls]
     assert kinds == [
         "call_async", "spawn_async", "map_async", "map_async", "map_async", "spawn_map_async", "statistics_async",
-        "update_autoscaler_async", "stream_async",
+        "update_autoscaler_async", "update_concurrency_async", "stream_async",
     ]  # fmt: skip
 
 
@@ -137,6 +140,19 @@ def test_a_blocking_call_in_a_running_loop_warns_and_names_aio(recorder: Recorde
 
     asyncio.run(main())
     assert recorder.calls[0][0] == "call"
+
+
+def test_a_blocking_map_in_a_running_loop_warns_too(recorder: Recorder) -> None:
+    handle = running().function()(square)
+
+    async def main() -> None:
+        with pytest.warns(AsyncUsageWarning, match=r"\.map\(…\) blocks .*\.map\.aio\(…\)` \(or `async for`"):
+            list(handle.map([3]))
+        with pytest.warns(AsyncUsageWarning, match=r"for_each\.aio"):
+            handle.for_each([3])
+
+    asyncio.run(main())
+    assert [call[0] for call in recorder.calls] == ["map", "map"]
 
 
 def test_generators_are_called_by_remote_gen_only(recorder: Recorder) -> None:
@@ -175,13 +191,23 @@ def test_web_functions_say_that_serving_comes_later() -> None:
         app.function_specs()
 
 
-def test_batched_functions_are_refused_rather_than_called_with_single_values() -> None:
+def test_batched_functions_take_lists_here_and_single_values_from_callers() -> None:
     app = running()
-    app.function(serialized=True, name="b")(
-        kedge.batched(max_batch_size=2, wait_ms=1)(lambda x: x)  # type: ignore[call-overload]
+    handle: Any = app.function(serialized=True, name="b")(
+        kedge.batched(max_batch_size=2, wait_ms=1)(lambda xs: [x + 1 for x in xs])  # type: ignore[call-overload]
     )
-    with pytest.raises(UnavailableError, match=r"has batched functions \(b\), .* does not exist .* @kedge.concurrent"):
-        app.function_specs()
+    (spec,) = app.function_specs()
+    assert spec.methods[0].batching == Batching(2, 1)
+    assert handle.local([1, 2]) == [2, 3]
+    with pytest.raises(InvalidError, match=r"b is not a generator; write b.remote\(…\)"):
+        handle.remote_gen(1)
+
+
+def test_a_batched_function_cannot_be_declared_a_generator() -> None:
+    with pytest.raises(InvalidError, match=r"is_generator=True and @kedge.batched exclude each other.*remove is_gen"):
+        running().function(serialized=True, name="b", is_generator=True)(
+            kedge.batched(max_batch_size=2, wait_ms=1)(lambda xs: xs)  # type: ignore[call-overload]
+        )
 
 
 def test_deployed_handles_come_later() -> None:
@@ -202,18 +228,35 @@ def test_variants_have_pools_of_their_own_and_leave_the_handle_alone() -> None:
     assert target.pool == f"fu-1-square@{target.variant.variant}"
     assert (target.variant.function, target.variant.parameters) == ("fu-1-square", None)
     spec = target.variant.spec
-    assert (spec.timeout, spec.autoscaler.max_containers, spec.resources.gpus[0].name) == (9.0, 3, "H100")
-    assert spec.resources.memory == 512
-    assert handle.spec.timeout == 300.0
+    assert (spec.autoscaler.max_containers, spec.resources.gpus[0].name, spec.resources.memory) == (3, "H100", 512)
+    assert (target.timeout, spec.timeout) == (9.0, 300.0), "limits of calls travel with the calls"
+    assert handle.spec.autoscaler.max_containers is None
+    assert handle.target().timeout == 0.0
+
+
+def test_limits_of_calls_need_no_containers_of_their_own() -> None:
+    handle = running().function(timeout=60, queue_timeout=9)(square)
+    hasty = handle.with_options(timeout=5).with_options(queue_timeout=0.5)
+    target = hasty.target()
+    assert (target.pool, target.variant, target.timeout, target.queue_timeout) == ("fu-1-square", None, 5.0, 0.5)
+    assert handle.with_options(timeout=60).target().timeout == 60.0, "said for the call, even where it is the same"
+    assert (handle.target().timeout, handle.target().queue_timeout) == (0.0, 0.0), "as the function says"
+    variant = hasty.with_options(memory=512).with_concurrency(max_inputs=2).target()
+    assert (variant.timeout, variant.queue_timeout) == (5.0, 0.5)
+    other = handle.with_concurrency(max_inputs=2).with_options(memory=512, timeout=7).target()
+    assert (variant.pool, variant.variant) == (other.pool, other.variant), "limits are no part of a variant"
+    assert hasty.with_options(timeout=None, gpu=None).target() == target
+    assert pickle.loads(pickle.dumps(hasty)).target() == target
+    assert hasty.local(3) == 9
 
 
 def test_equal_variants_meet_in_one_pool_and_different_ones_do_not() -> None:
     one, two = running().function()(square), running().function()(square)
-    chained = one.with_options(timeout=5).with_concurrency(max_inputs=4)
-    other_order = two.with_concurrency(max_inputs=4).with_options(timeout=5)
+    chained = one.with_options(memory=512).with_concurrency(max_inputs=4)
+    other_order = two.with_concurrency(max_inputs=4).with_options(memory=512)
     assert chained.target().pool == other_order.target().pool
-    assert chained.target().pool != one.with_options(timeout=5).target().pool
-    assert one.with_options(timeout=300).target().variant is None, "the declared value again"
+    assert chained.target().pool != one.with_options(memory=512).target().pool
+    assert one.with_options(memory=128).target().variant is None, "the declared value again"
 
 
 def test_with_concurrency_and_batching() -> None:
@@ -238,6 +281,8 @@ def test_with_concurrency_and_batching() -> None:
         ({"min_containers": 2}, r"with_options has no parameter 'min_containers'"),
         ({"image": None}, r"with_options has no parameter 'image'"),
         ({"timeout": 0}, r"with_options: timeout must be more than 0 seconds"),
+        ({"timeout": "soon", "gpu": "H100"}, r"with_options: timeout must be a number of seconds, not 'soon'"),
+        ({"queue_timeout": -1}, r"with_options: queue_timeout must be more than 0 seconds, got -1"),
         ({"secrets": [kedge.Secret.from_name("x")]}, r"with_options: secrets= \(Secret 'x'\) does not exist"),
     ],
 )
@@ -254,17 +299,41 @@ def test_update_autoscaler_is_checked() -> None:
         handle.update_autoscaler(min_containers=3, max_containers=2)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({}, r"square.update_concurrency\(\) changes nothing; write square.update_concurrency\(max_inputs=…\), target"),
+        ({"max_inputs": 0}, r"update_concurrency: max_inputs must be at least 1, got 0"),
+        ({"max_inputs": 1.5}, r"update_concurrency: max_inputs must be a whole number \(at least 1\), not 1.5"),
+        ({"max_inputs": True}, r"max_inputs must be a whole number"),
+        ({"max_inputs": 10**6}, r"max_inputs=1000000 is more than one container can run at once; .* at most 100000"),
+        ({"target_inputs": 0}, r"update_concurrency: target_inputs must be 1 to 100000, got 0"),
+        ({"max_inputs": 4, "target_inputs": 5}, r"update_concurrency: target_inputs=5 is above max_inputs=4"),
+    ],
+)
+def test_update_concurrency_is_checked_where_it_is_written(
+    numbers: dict[str, Any], message: str, recorder: Recorder
+) -> None:
+    handle = running().function()(square)
+    with pytest.raises(InvalidError, match=message) as caught:
+        handle.update_concurrency(**numbers)
+    assert caught.traceback[0].path.name == "test_function.py"
+    with pytest.raises(InvalidError, match=message):
+        asyncio.run(handle.update_concurrency.aio(**numbers))
+    assert not recorder.calls
+
+
 # ---------------------------------------------------------------- across processes
 
 
 def test_a_pickled_handle_reaches_the_same_pool() -> None:
     handle = running().function()(square)
-    for one in (handle, handle.with_options(timeout=5), handle.with_concurrency(max_inputs=3)):
+    for one in (handle, handle.with_options(memory=512), handle.with_concurrency(max_inputs=3)):
         again = pickle.loads(pickle.dumps(one))
         assert again.target() == one.target()
         with pytest.raises(ExecutionError, match="the code of square is not in this process"):
             again.local(3)
-    assert again.with_options(timeout=7).target().pool == one.with_options(timeout=7).target().pool
+    assert again.with_options(memory=99).target().pool == one.with_options(memory=99).target().pool
 
 
 def test_code_by_value_is_pickled_when_the_app_starts() -> None:
@@ -288,11 +357,11 @@ def test_code_by_value_is_pickled_when_the_app_starts() -> None:
 def test_a_variant_of_code_by_value_carries_the_code() -> None:
     app = running()
     handle = app.function(serialized=True, name="four")(lambda: 4)
-    variant = handle.with_options(timeout=3).target().variant
+    variant = handle.with_options(memory=512).target().variant
     assert variant is not None
     assert variant.spec.serialized is not None
     again = pickle.loads(pickle.dumps(handle))
-    bound = again.with_options(timeout=3).target().variant
+    bound = again.with_options(memory=512).target().variant
     assert bound.variant == variant.variant
     assert cloudpickle.loads(bound.spec.serialized.data)() == 4
 

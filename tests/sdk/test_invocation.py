@@ -225,6 +225,8 @@ def test_a_stream_in_a_loop_is_cancelled_by_closing_it(plane: FakePlane, client:
 def test_statistics_and_live_settings(plane: FakePlane, client: Client) -> None:
     stats = invocation.statistics(target("f"))
     assert (stats.backlog, stats.num_total_runners, stats.num_running_inputs, stats.input_headroom) == (3, 2, 4, 1)
+    assert (stats.num_cancelled_inputs, stats.bursts, stats.loop_blocks) == (5, 6, 7)
+    assert (stats.wait_p50_s, stats.wait_p95_s, stats.run_p50_s, stats.run_p95_s) == (0.1, 0.2, 0.3, None)
     invocation.update_autoscaler(target("f"), min_containers=2, scaledown_window=None)
     (message,) = plane.heard(p.AutoscalerUpdated)
     assert (message.pool, message.min_containers, message.max_containers) == ("f", 2, None)
@@ -235,3 +237,37 @@ def test_statistics_and_live_settings(plane: FakePlane, client: Client) -> None:
 
     asyncio.run(both())
     assert plane.heard(p.AutoscalerUpdated)[1].max_containers == 5
+
+
+def test_live_concurrency(plane: FakePlane, client: Client) -> None:
+    assert invocation.update_concurrency(target("f"), max_inputs=4, target_inputs=None) == {"max_inputs": 4}
+    asyncio.run(invocation.update_concurrency_async(target("f"), max_inputs=None, target_inputs=2))
+    said = [(m.pool, m.max_inputs, m.target_inputs) for m in plane.heard(p.ConcurrencyUpdated)]
+    assert said == [("f", 4, None), ("f", None, 2)]
+
+
+@pytest.mark.parametrize("count", [1, 600])
+def test_limits_of_a_call_travel_with_all_of_its_inputs(plane: FakePlane, client: Client, count: int) -> None:
+    plane.functions["f"] = lambda x: x
+    hasty = target("f", timeout=5.0, queue_timeout=2.0)
+    invocation.call(hasty, (0,), {})
+    list(invocation.map(hasty, [range(count)], {}))
+    list(invocation.map(hasty, [iter(range(count))], {}))
+    invocation.spawn(hasty, (0,), {})
+    invocation.spawn_map(hasty, [range(count)], {})
+
+    async def again() -> None:
+        await invocation.call_async(hasty, (0,), {})
+        assert [x async for x in invocation.map_async(hasty, [range(count)], {})]
+        await invocation.spawn_async(hasty, (0,), {})
+
+    asyncio.run(again())
+    messages = plane.heard(p.InputsSubmitted)
+    assert len(messages) >= 8
+    assert {(m.timeout, m.queue_timeout) for m in messages} == {(5.0, 2.0)}
+    assert {m.total for m in plane.heard(p.InputsSubmitted, durable=False) if len(m.payloads) > 1} <= {-1}
+    plane.functions["g"] = lambda n: iter(range(n))
+    assert list(invocation.stream(target("g", timeout=7.0), (2,), {})) == [0, 1]
+    assert [m.timeout for m in plane.heard(p.InputsSubmitted, pool="g")] == [7.0]
+    invocation.call(target("f"), (0,), {})
+    assert (plane.said[-1].timeout, plane.said[-1].queue_timeout) == (0.0, 0.0)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge.model.payload import Payload, Result
+from kedge.model.payload import FAILURE, ErrorInfo, Payload, Result
 from kedge.model.protocol import InputsSubmitted, Output
-from kedge.sdk.map_window import BLOB_COST, MapWindow
+from kedge.sdk.map_window import BLOB_COST, LEAST_RETRY, MapWindow
 
 
 def payload(size: int = 10, blob: bool = False) -> Payload:
@@ -110,6 +110,78 @@ def test_what_has_no_result_is_sent_again_in_runs() -> None:
     again = window.resend(template)
     assert [(m.first, [len(x.data) for x in m.payloads]) for m in again] == [(0, [0]), (2, [2, 3]), (5, [5])]
     assert all((m.call, m.pool, m.method, m.parent) == ("fc-1", "pool", "m", "in-1-0") for m in again)
+
+
+REFUSED = Result(FAILURE, error=ErrorInfo("ResourceExhaustedError", "full", retry_after=1.5))
+TEMPLATE = InputsSubmitted("fc-1", "pool", 0, [], timeout=5.0)
+
+
+def test_refused_inputs_are_sent_again_and_nothing_new_meanwhile() -> None:
+    window = MapWindow(max_inputs=10)
+    window.submit([payload(i) for i in range(6)])
+    window.receive([Output(index, REFUSED) for index in (5, 2, 3)])
+    assert (window.refused, window.retry_after, window.room) == (True, 1.5, 0)
+    assert taken(window) == []
+    again = window.retry(TEMPLATE, due=True)
+    assert [(m.first, [len(x.data) for x in m.payloads]) for m in again] == [(2, [2, 3]), (5, [5])]
+    assert all((m.call, m.timeout, m.total) == ("fc-1", 5.0, -1) for m in again)
+    assert (window.refused, window.room) == (False, 4)
+    window.receive([Output(3, REFUSED), *outputs(0, 1, 2, 4, 5)])
+    assert taken(window) == [0, 1, 2]
+    assert [m.first for m in window.retry(TEMPLATE, due=True)] == [3]
+    window.receive(outputs(3))
+    assert taken(window) == [3, 4, 5]
+    assert window.idle
+    assert window.retry(TEMPLATE, due=True) == []
+
+
+def test_no_more_are_sent_again_than_may_find_room() -> None:
+    window = MapWindow()
+    window.submit([payload()] * 500)
+    window.receive([*outputs(*range(50)), *(Output(index, REFUSED) for index in range(150, 500))])
+    (message,) = window.retry(TEMPLATE, due=True)
+    assert (message.first, len(message.payloads)) == (150, 100), "as many as the server has"
+    hopeless = MapWindow()
+    hopeless.submit([payload()] * 500)
+    hopeless.receive([Output(index, REFUSED) for index in range(500)])
+    (message,) = hopeless.retry(TEMPLATE, due=True)
+    assert (message.first, len(message.payloads)) == (0, LEAST_RETRY)
+
+
+def test_each_result_makes_room_for_one_of_them_at_once() -> None:
+    window = MapWindow()
+    window.submit([payload()] * 9)
+    window.receive([Output(index, REFUSED) for index in range(3, 9)])
+    assert window.retry(TEMPLATE, due=False) == []
+    window.receive(outputs(0, 1))
+    assert [(m.first, len(m.payloads)) for m in window.retry(TEMPLATE, due=False)] == [(3, 2)]
+    assert window.retry(TEMPLATE, due=False) == []
+    window.receive([Output(3, REFUSED), *outputs(4)])
+    assert [m.first for m in window.retry(TEMPLATE, due=False)] == [3]
+
+
+def test_what_waits_for_a_retry_is_not_sent_with_the_rest_after_a_restart() -> None:
+    window = MapWindow()
+    window.submit([payload()] * 3)
+    window.receive([Output(1, REFUSED)])
+    assert [m.first for m in window.resend(TEMPLATE)] == [0, 2]
+    window.retry(TEMPLATE, due=True)
+    assert [(m.first, len(m.payloads)) for m in window.resend(TEMPLATE)] == [(0, 3)]
+
+
+def test_arguments_that_were_not_let_in_are_nobody_else_s() -> None:
+    window = MapWindow()
+    window.submit([payload(), payload(7, blob=True)])
+    window.receive([Output(1, REFUSED), *outputs(0)])
+    assert window.leftovers() == [result(0).payload, payload(7, blob=True)]
+
+
+def test_an_error_of_the_same_name_out_of_user_code_is_a_result() -> None:
+    window = MapWindow()
+    window.submit([payload()])
+    raised = ErrorInfo("ResourceExhaustedError", "of another function", module="kedge.exception")
+    window.receive([Output(0, Result(FAILURE, error=raised))])
+    assert window.take() is not None
 
 
 @given(st.integers(0, 60), st.booleans(), st.randoms(use_true_random=False))

@@ -291,6 +291,52 @@ def test_a_cancelled_task_cancels_its_map_and_its_feed(plane: FakePlane, held: T
     assert closed == [True]
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_map_waits_where_the_queue_of_its_function_is_full(plane: FakePlane, kind: str, ordered: bool) -> None:
+    ran: list[int] = []
+    plane.functions["square"] = lambda x: ran.append(x) or x * x
+    plane.lets_in["square"] = 20
+    if kind != "async":
+        assert sorted(run(KINDS[kind](700), order_outputs=ordered)) == [i * i for i in range(700)]
+        assert sorted(ran) == list(range(700)), "each once"
+        ran.clear()
+    results = run_async(KINDS[kind](300), order_outputs=ordered)
+    assert sorted(results) == [i * i for i in range(300)]
+    assert sorted(ran) == list(range(300))
+    assert not ordered or results == sorted(results)
+    assert plane.heard(p.CallCancelled) == []
+
+
+def test_a_full_queue_is_no_failure_of_an_input(plane: FakePlane) -> None:
+    plane.lets_in["odd"] = 1
+    got = list(run(range(4), of=target("odd"), return_exceptions=True))
+    assert [type(value) for value in got] == [ValueError, int, ValueError, int]
+
+
+def test_files_of_arguments_that_were_not_let_in_are_removed(plane: FakePlane) -> None:
+    plane.functions["length"] = len
+    plane.lets_in["length"] = 0
+    plane.retry_after = 60.0
+    large = bytes(2 * INLINE_LIMIT)
+    with pytest.raises(exception.ResourceExhaustedError) as caught:
+        invocation.call(target("length"), (large,), {})
+    assert caught.value.retry_after == 60.0
+    assert os.listdir(plane.blobs.directory) == []
+
+    async def give_up() -> None:
+        task = asyncio.create_task(anext(invocation.map_async(target("length"), ([large, large],), {})))
+        await asyncio.to_thread(plane.wait_heard, p.InputsSubmitted, 2)
+        await invocation.call_async(target("nothing"), (0,), {})  # everything before it has been read
+        assert len(os.listdir(plane.blobs.directory)) == 2, "they wait to be sent again"
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(give_up())
+    plane.wait_heard(p.CallCancelled)
+    assert os.listdir(plane.blobs.directory) == []
+
+
 def test_a_refused_map_says_why() -> None:
     with pytest.raises(exception.NotFoundError, match="no running function gone"):
         list(run([1], of=target("gone")))

@@ -250,6 +250,23 @@ def test_plain_output_passes_on_what_containers_write(capsys: pytest.CaptureFixt
     assert capsys.readouterr() == ("grüße\n", "trouble\nkedge: look\n")
 
 
+def test_plain_output_never_glues_lines_together_nor_cuts_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    def captured(data: bytes, index: int, container: str = "ct-1") -> p.OutputCaptured:
+        return p.OutputCaptured(container, 1, data, call="fc-1", index=index)
+
+    with output.enable_output():
+        sink = output.current()
+        assert sink is not None
+        sink.captured(captured("gr\u00fc".encode()[:-1], 0))
+        sink.captured(captured(b"of another input\nhalf", 1))
+        sink.captured(captured("gr\u00fc\u00dfe\n".encode()[3:], 0))
+        sink.captured(captured(b"no end", 2, "ct-2"))
+        assert capsys.readouterr().out == "of another input\ngrüße\n"
+        sink.captured(captured(b"", -1))
+        assert capsys.readouterr().out == "half\n"
+    assert capsys.readouterr().out == "no end\n"
+
+
 # ---------------------------------------------------------------- servers
 
 

@@ -127,7 +127,8 @@ def test_what_ends_a_process_there_does_not_end_the_caller(error: BaseException)
     back = to_exception(info_of(raiser(error)))
     assert type(back) is exception.RemoteError
     assert type(error).__name__ in str(back)
-    assert "ends it but not you" in str(back)
+    expected = "nobody had asked for" if isinstance(error, asyncio.CancelledError) else "ends it but not you"
+    assert expected in str(back)
 
 
 def test_misbehaving_exceptions_are_still_described() -> None:
@@ -166,6 +167,9 @@ def test_groups_keep_their_members_as_text() -> None:
     ("status", "error", "kind", "text"),
     [
         (TIMEOUT, None, exception.FunctionTimeoutError, "longer than the timeout"),
+        (TIMEOUT, ErrorInfo("QueueTimeoutError", "waited"), exception.QueueTimeoutError, "waited"),
+        (TIMEOUT, ErrorInfo("FunctionTimeoutError", "ran"), exception.FunctionTimeoutError, "ran"),
+        (FAILURE, ErrorInfo("ResourceExhaustedError", "full"), exception.ResourceExhaustedError, "full"),
         (TERMINATED, ErrorInfo("InputCancellation", "the input was cancelled"), exception.RemoteError, "was cancelled"),
         (TERMINATED, None, exception.RemoteError, "was cancelled"),
         (TERMINATED, ErrorInfo("ExecutionError", "the app has stopped"), exception.ExecutionError, "has stopped"),
@@ -180,6 +184,18 @@ def test_each_status_has_its_exception(status: str, error: ErrorInfo | None, kin
     back = to_exception(error, status)
     assert type(back) is kind
     assert text in str(back)
+
+
+def test_a_refusal_says_when_to_try_again() -> None:
+    back = to_exception(ErrorInfo("ResourceExhaustedError", "full", retry_after=2.5))
+    assert isinstance(back, exception.ResourceExhaustedError)
+    assert back.retry_after == 2.5
+    passed_on = to_exception(info_of(raiser(back)))
+    assert isinstance(passed_on, exception.ResourceExhaustedError)
+    assert passed_on.retry_after == 2.5, "also through a function that called another one"
+    unknown = to_exception(ErrorInfo("ResourceExhaustedError", "full"))
+    assert isinstance(unknown, exception.ResourceExhaustedError)
+    assert unknown.retry_after is None
 
 
 def test_an_error_while_starting_is_the_users_own_where_it_can_be() -> None:

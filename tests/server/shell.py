@@ -109,8 +109,8 @@ class Shell:
 
     async def start(self) -> None:
         self.store.open()
-        self.output = OutputLog(self.directory / "logs")
         self.launches = Launches(self.path, str(self.directory), self.store)
+        self.output = OutputLog(self.directory / "logs" / "logs.db", self.launches.place)
         self.plane = Plane(lambda prefix: f"{prefix}-{next(self._ids)}")
         self.driver = Driver(self.plane, self.engine, self.store, self.launches, self.output)
         self.engine.report = self.driver.report

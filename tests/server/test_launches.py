@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kedge.model.payload import Payload
 from kedge.model.protocol import StartContainer
+from kedge.server.chunks import Place
 from kedge.server.launches import MAX_PRELOAD, Launches
 from kedge.server.store import Store
 from tests.server.shell import POOL, app
@@ -31,8 +32,8 @@ async def test_each_launch_has_a_token_of_its_own(tmp_path: Path) -> None:
     assert not launches.proves("ct-9", "-" * 32)
     launches.forget("ct-1")
     assert not launches.proves("ct-1", one)
-    assert launches.origin("ct-2") == ("ap-1", POOL)
-    assert launches.origin("ct-1") == ("", "")
+    assert launches.place("ct-2") == Place("ct-2", "ap-1", "demo", "square", POOL)
+    assert launches.place("ct-1") is None
 
 
 @on_loop

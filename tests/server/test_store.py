@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kedge.model import protocol as p
@@ -280,11 +281,53 @@ async def test_everything_that_is_not_over_is_loaded_again(tmp_path: Path) -> No
 
 
 @on_loop
+async def test_a_call_keeps_the_limits_that_it_brought_along(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        await accepted(store, spawned("a", "b", timeout=5.0, queue_timeout=2.5))
+        await accepted(store, spawned("a", call="fc-plain"))
+    with opened(tmp_path) as store:
+        survivors = await store.load()
+        limits = {s.call: (s.timeout, s.queue_timeout) for _, submissions in survivors.calls for s in submissions}
+        assert limits == {"fc-1": (5.0, 2.5), "fc-plain": (0.0, 0.0)}
+
+
+FORMAT_1 = """
+CREATE TABLE calls (
+    call TEXT PRIMARY KEY, pool TEXT NOT NULL, method TEXT NOT NULL, parent TEXT NOT NULL, total INTEGER NOT NULL,
+    function TEXT NOT NULL, changed REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE inputs (
+    call TEXT NOT NULL, position INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (call, position)
+) WITHOUT ROWID;
+INSERT INTO calls VALUES ('fc-old', 'fu-1-square', 'm', 'in-1-0', 2, 'square', 1000000000.0);
+PRAGMA user_version = 1;
+"""
+
+
+@on_loop
+async def test_the_state_of_an_older_kedge_is_taken_over(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        database.executescript(FORMAT_1)
+        payload = msgspec.msgpack.encode(Payload(data=b"a"))
+        database.execute("INSERT INTO inputs VALUES ('fc-old', 0, ?)", (payload,))
+        database.commit()
+    for _ in range(2):  # also by those who find it as the first one has left it
+        with opened(tmp_path) as store:
+            ((restored, (submission,)),) = (await store.load()).calls
+            assert restored == p.CallRestored("fc-old", "fu-1-square", "m", 2, [])
+            assert (submission.parent, submission.timeout, submission.queue_timeout) == ("in-1-0", 0.0, 0.0)
+    with opened(tmp_path) as store:
+        await accepted(store, spawned("b", timeout=3.0))
+        assert [s.timeout for _, submissions in (await store.load()).calls for s in submissions] == [3.0, 0.0]
+    assert rows(tmp_path, "PRAGMA user_version") == [(2,)]
+
+
+@on_loop
 async def test_the_state_of_a_newer_kedge_is_refused(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as database:
         database.execute("PRAGMA user_version = 7")
     with pytest.raises(
-        StoreError, match=r"was written by a newer kedge \(format 7, this one knows 1\): use that version"
+        StoreError, match=r"was written by a newer kedge \(format 7, this one knows 2\): use that version"
     ):
         Store(tmp_path).open()
 

@@ -38,6 +38,22 @@ def lengths(texts: list[str]) -> list[int]:
     return [len(text) for text in texts]
 
 
+@app.function()
+@kedge.concurrent(max_inputs=2)
+@kedge.batched(max_batch_size=4, wait_ms=10)
+async def widths(texts: list[str]) -> list[int]:
+    return [len(text) for text in texts]
+
+
+@kedge.cls()
+class Ruler:
+    unit: str = kedge.parameter(default="cm")
+
+    @kedge.batched(max_batch_size=4, wait_ms=10)
+    def measure(self, texts: list[str]) -> list[float]:
+        return [len(text) / 2 for text in texts]
+
+
 @kedge.function(cpu=(0.5, 2.0))
 def alone(x: str) -> str:
     return x
@@ -96,14 +112,21 @@ def main(limit: int = 3) -> None:
     assert_type(ticks.remote_gen(3), Iterator[str])
     assert_type(alone.remote("x"), str)
     assert_type(lengths.remote("text"), int)
+    assert_type(lengths.local(["text"]), list[int])
+    assert_type(widths.map(["text"]), Iterator[int])
+    assert_type(Ruler(unit="in").measure.remote("text"), float)
+    assert_type(Ruler().measure.local(["text"]), list[float])
     assert_type(square.with_options(gpu="A100", timeout=5).remote(3), float)
     assert_type(square.with_concurrency(max_inputs=5).remote(3), float)
+    assert_type(square.with_options(queue_timeout=1.5).spawn(3), kedge.FunctionCall[float])
+    square.update_concurrency(max_inputs=20, target_inputs=10)
 
     model = Model(name="small")
     assert_type(model, Model)
     assert_type(model.size, int)
     assert_type(model.generate.remote("x", top=2), list[str])
     assert_type(model.embed.remote("x"), list[float])
+    assert_type(model.embed.with_options(timeout=5).remote("x"), list[float])
     assert_type(model.stream.remote_gen("x"), Iterator[str])
     assert_type(kedge.current_input_id(), str | None)
     assert_type(kedge.is_local(), bool)
@@ -113,6 +136,8 @@ async def concurrently() -> None:
     assert_type(await square.remote.aio(3), float)
     assert_type(await fetch.remote.aio("x"), bytes)
     assert_type(await fetch.local("x"), bytes)
+    assert_type(await widths.remote.aio("x"), int)
+    assert_type(await widths.local(["x"]), list[int])
     assert_type(await Model(name="x", size=3).embed.remote.aio("x"), list[float])
     assert_type(square.map.aio(range(3)), AsyncIterator[float])
     assert_type(await square.spawn.aio(3), kedge.FunctionCall[float])
@@ -123,6 +148,7 @@ async def concurrently() -> None:
     async with app.run() as running:
         assert_type(running, kedge.App)
     await square.update_autoscaler.aio(min_containers=1)
+    await square.update_concurrency.aio(target_inputs=5)
 
 
 def take(function: kedge.Function[[int], float], any_function: kedge.Function[..., Any]) -> float:

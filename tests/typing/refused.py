@@ -34,7 +34,10 @@ square.local("three")  # E
 square(3)  # E
 text: str = square.remote(3)  # E
 square.with_options(timeout="soon")  # E
+square.with_options(queue_timeout="2")  # E
 square.with_options(colour="red")  # E
+square.update_concurrency(max_inputs="20")  # E
+square.update_concurrency(20)  # E
 square.with_concurrency(target_inputs=3)  # E
 
 Model(size=3)  # E

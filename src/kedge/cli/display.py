@@ -13,16 +13,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
 
 from kedge.cli import progress
-from kedge.cli.lines import LineBuffer, plain, shown
+from kedge.cli.lines import plain, shown
 from kedge.cli.terminal import Screen, sharing
 from kedge.model.protocol import OutputCaptured
+from kedge.sdk.lines import Lines, Origin
 
 TICK_S = 0.1
 """Seconds between two drawings of the live lines."""
@@ -37,8 +38,6 @@ STOPPING = "Stopping (Ctrl-C again to stop at once)"
 STDERR = 2
 _NOTICE_STYLES = {"room": "yellow", "warning": "yellow"}
 
-Origin = tuple[str, int]
-
 
 class Display:
     """The output sink of `kedge run`. Use `display_for` to get the fitting one."""
@@ -51,7 +50,7 @@ class Display:
         self._timestamps = timestamps
         self._started = time.monotonic()
         self._mutex = threading.Lock()
-        self._buffers: dict[Origin, LineBuffer] = {}
+        self._lines = Lines()
         self._names: dict[str, str] = {}
 
     @property
@@ -61,19 +60,11 @@ class Display:
     # ------------------------------------------------------------ what the runner says
 
     def captured(self, message: OutputCaptured) -> None:
-        """A container wrote bytes; no bytes say that its stream has ended."""
-        origin = (message.container, message.stream)
+        """A container wrote bytes; no bytes say that it has ended."""
         with self._mutex:
             if message.container not in self._names:
                 self._names[message.container] = _origin_name(message)
-            buffer = self._buffers.setdefault(origin, LineBuffer())
-            lines = buffer.feed(message.data) if message.data else buffer.flush()
-            tail = buffer.end(TAIL_LIMIT)
-            if not tail:
-                del self._buffers[origin]
-            self.unfinished(origin, tail)
-            if lines:
-                self.show(origin, lines, message.at)
+            self._put(self._lines.feed(message), message.at)
 
     def notice(self, text: str, level: str = "info") -> None:
         """Something to read once."""
@@ -94,9 +85,7 @@ class Display:
     def flush(self) -> None:
         """Writes lines whose end never came."""
         with self._mutex:
-            for origin, buffer in self._buffers.items():
-                self.show(origin, buffer.flush(), time.time())
-            self._buffers.clear()
+            self._put(self._lines.rest(), time.time())
 
     def interrupted(self, text: str) -> None:
         """Ctrl-C was pressed. Called from the signal handler: takes no lock, allocates no stream."""
@@ -119,6 +108,12 @@ class Display:
 
     def unfinished(self, origin: Origin, tail: bytes) -> None:
         """The container's stream ends like this, without a newline; empty where it ends with one."""
+
+    def _put(self, found: Iterable[tuple[Origin, list[bytes]]], at: float) -> None:
+        for origin, lines in found:
+            self.unfinished(origin, self._lines.tail(origin, TAIL_LIMIT))
+            if lines:
+                self.show(origin, lines, at)
 
     def _time(self, at: float) -> str:
         if not self._timestamps:
@@ -143,7 +138,7 @@ class PlainDisplay(Display):
         self._last_line = ""
 
     def show(self, origin: Origin, lines: list[bytes], at: float) -> None:
-        stream = sys.stderr if origin[1] == STDERR else sys.stdout
+        stream = sys.stderr if origin.stream == STDERR else sys.stdout
         prefix = self._time(at).encode()
         data = b"".join(prefix + line for line in lines)
         with contextlib.suppress(OSError, ValueError):
@@ -230,7 +225,7 @@ class LiveDisplay(Display):
             self._tails.pop(origin, None)
 
     def show(self, origin: Origin, lines: list[bytes], at: float) -> None:
-        if origin[1] != STDERR and not self._stdout_is_terminal:
+        if origin.stream != STDERR and not self._stdout_is_terminal:
             self._plain_stdout.show(origin, lines, at)
             return
         prefix = self._styled(self._prefix(origin, at))
@@ -241,9 +236,8 @@ class LiveDisplay(Display):
         self._screen.write("".join(text))
 
     def _prefix(self, origin: Origin, at: float) -> Text:
-        container, stream = origin
-        mark = (" ! ", "red") if stream == STDERR else (" │ ", "dim")
-        return Text.assemble((self._time(at), "dim"), (self._names[container], "dim"), mark)
+        mark = (" ! ", "red") if origin.stream == STDERR else (" │ ", "dim")
+        return Text.assemble((self._time(at), "dim"), (self._names[origin.container], "dim"), mark)
 
     def notice(self, text: str, level: str = "info") -> None:
         self._screen.write(self._styled(Text(f"kedge: {text}", _NOTICE_STYLES.get(level, "dim"))) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -67,6 +68,38 @@ def run_command(
         alias_modal=not no_alias,
     )
     sys.exit(run.run(ref, arguments, settings))
+
+
+@main.command("logs")
+@click.option("--input", metavar="ID", default="", help="Lines of this input: in-…, or its end as lines show it.")
+@click.option("--call", metavar="ID", default="", help="Lines of all inputs of this call.")
+@click.option("--function", metavar="NAME", default="", help="Lines of this function, class or Class.method.")
+@click.option("--container", metavar="ID", default="", help="Lines of this container.")
+@click.option("--since", metavar="WHEN", default="", help="Not before this: 10m, 2h, 1d, 14:30, 2026-01-31T14:30.")
+@click.option("--until", metavar="WHEN", default="", help="Not after this.")
+@click.option("--grep", metavar="REGEX", default="", help="Lines in which this regular expression is found.")
+@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Lines of this stream.")
+@click.option("-n", "--tail", metavar="N", type=click.IntRange(min=0), help="At most the last N lines.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now, until Ctrl-C.")
+@click.option("--timestamps", is_flag=True, help="Begin each line with its local time.")
+@click.option("--json", is_flag=True, help="One JSON object per line, with all that is known of it.")
+@click.argument("app", metavar="[APP]", default="")
+def logs_command(**words: Any) -> None:
+    """Show what containers have printed, also after their run has ended.
+
+    APP is the id of one run, or the name of an app for all its runs; without it, it is the app that wrote last. Without
+    a filter the last 100 lines are shown, with one all that fit.
+
+    \b
+        kedge logs
+        kedge logs --input in-0123abcd-7
+        kedge logs demo --since 1h --grep "error|warning"
+        kedge logs -f
+    """
+    from kedge.cli import logs
+    from kedge.cli.logchoice import Options
+
+    sys.exit(_clean(lambda: logs.show(Options(**words))))
 
 
 @main.group("server")

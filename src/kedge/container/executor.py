@@ -2,7 +2,8 @@
 
 Where user code runs:
 
-* A sync input runs on the main thread where the container started with `max_inputs=1`, else on a slot thread.
+* A sync input runs on the main thread as long as `max_inputs` is 1, else on a slot thread. Where it is raised live,
+  that changes once: threads run what comes from then on, also when it is lowered again.
 * An async input is a task on one loop, which lives on the main thread.
 
 Who reads the socket. Handing an input from thread to thread costs more than most of the rest of its road, so whoever
@@ -30,15 +31,25 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from kedge.container.guard import Guard, MainGuard
+from kedge.container.guard import Guard, LoopShelter, MainGuard
 from kedge.container.jobs import CANCELLED, Job, Runner
+from kedge.container.members import Members
 from kedge.container.outbox import Outbox
 from kedge.container.session import Action, Cancel, Session, Start
 from kedge.container.slots import SlotThreads
 from kedge.container.stream import Stream
 from kedge.container.wake import Wake
+from kedge.exception import ExecutionError
 from kedge.model.payload import FAILURE, Result
-from kedge.model.protocol import STREAM_WINDOW, Dispatch, Refused, StreamCredited
+from kedge.model.protocol import (
+    STREAM_WINDOW,
+    ConcurrencyChanged,
+    ContainerLeaving,
+    Dispatch,
+    Refused,
+    SlotsChanged,
+    StreamCredited,
+)
 from kedge.sdk import client
 from kedge.sdk.serializer import error_info
 from kedge.wire.transport import BlockingConnection, ConnectionLost
@@ -63,6 +74,7 @@ class Executor:
         self.lock = threading.Lock()
         self.reading = threading.Lock()
         self.guard = MainGuard()
+        self._shelter = LoopShelter()
         self.outbox = Outbox(connection, session, self.lock, self.abandon)
         self.reader = ""
         """MAIN, LOOP or IO; empty while the container starts."""
@@ -76,9 +88,13 @@ class Executor:
         self.lost = False
         self.interrupted = False
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._runner: Runner
+        self.hurried = False
+        """An input has come whose own timeout is shorter than all others: deadlines must be looked at now."""
+        self.wishes: deque[SlotsChanged | ContainerLeaving] = deque()
+        """What user code wants of its container, until the next holder of `lock` takes it."""
+        self.runner: Runner
         self._main_thread = threading.get_ident()
-        self._main_takes_sync = session.max_inputs == 1
+        self._main_takes_sync = False
         self._main_taken = False
         self._main_jobs: deque[Job] = deque()
         self._main_wake = Wake()
@@ -96,10 +112,6 @@ class Executor:
         """Inputs whose code runs."""
         return len(self._jobs)
 
-    @property
-    def shortest_timeout(self) -> float:
-        return self._runner.shortest_timeout
-
     def jobs(self) -> list[Job]:
         """What runs, or is about to."""
         return list(self._jobs.values())
@@ -110,7 +122,8 @@ class Executor:
         if not jobs:
             return "code beside all inputs has"
         names = ", ".join(dict.fromkeys(job.entry.name for job in jobs))
-        return f"{len(jobs)} input{'s' * (len(jobs) != 1)} of {names} {'has' if len(jobs) == 1 else 'have'}"
+        count = sum(len(job.leases) for job in jobs)
+        return f"{count} input{'s' * (count != 1)} of {names} {'has' if count == 1 else 'have'}"
 
     @property
     def awaits(self) -> bool:
@@ -121,19 +134,21 @@ class Executor:
 
     def open(self, runner: Runner, loop: asyncio.AbstractEventLoop | None) -> None:
         """User code is there: inputs may come. `loop` is the user's; None where nothing is async."""
-        self._runner = runner
+        self.runner = runner
         self.loop = self.outbox.loop = loop
         self.guard.install()
-        if self.session.max_inputs > 1 and runner.has_sync:
-            self.reader = IO
-        else:
-            self.reader = MAIN if loop is None else LOOP
+        with self.lock:  # the number may change meanwhile
+            self._main_takes_sync = self.session.max_inputs == 1
+            if runner.has_sync and not self._main_takes_sync:
+                self.reader = IO
+            else:
+                self.reader = MAIN if loop is None else LOOP
 
     def serve(self) -> None:
         """Runs until the container is to leave."""
         self._set_busy(False)
         if self.loop is not None and self.reader == LOOP:
-            self.loop.add_reader(self.connection.fileno(), self.read)
+            self.loop.add_reader(self.connection.fileno(), self._loop_reads)
         while True:
             try:
                 self._run_main_jobs()
@@ -150,7 +165,7 @@ class Executor:
                 traceback.print_exc()  # of a task that user code left behind: it ends that task, not the container
         self.served = True
         self._set_busy(True)
-        if self.loop is not None and self.reader == LOOP:
+        if self.loop is not None:
             self.loop.remove_reader(self.connection.fileno())
 
     def _run_main_jobs(self) -> None:
@@ -159,7 +174,7 @@ class Executor:
         self._set_busy(True)
         while self._main_jobs:
             job = self._main_jobs.popleft()
-            result, run_s = self._runner.run(job, self.guard)
+            result, run_s = self.runner.run(job, self.guard)
             self.finish(job, result, run_s, MAIN)
             if self._main_jobs and self.outbox.due:
                 self.outbox.flush()
@@ -172,8 +187,16 @@ class Executor:
 
     def _main_reads(self) -> None:
         with self.reading:
-            if not self._main_jobs and not self.leaving and self._main_wake.wait_with(self.connection.fileno()):
+            if self._main_jobs or self.leaving or self.reader != MAIN:
+                return
+            if self._main_wake.wait_with(self.connection.fileno()):
                 self._read(None)
+
+    def _loop_reads(self) -> None:
+        if self.reader == LOOP:
+            self.read()
+        elif self.loop is not None:
+            self.loop.remove_reader(self.connection.fileno())
 
     # ------------------------------------------------------------ in
 
@@ -200,6 +223,7 @@ class Executor:
         acted = False
         with self.lock:
             self.activity += 1
+            acted = bool(self.wishes) and self._take_wishes()
             for message in messages:
                 if type(message) is StreamCredited:
                     stream = self._streams.get((message.call, message.index))
@@ -209,6 +233,8 @@ class Executor:
                     print(f"kedge: the server refused this container: {message.reason}", file=sys.stderr)
                 else:
                     actions = self.session.receive(message)
+                    if type(message) is ConcurrencyChanged:
+                        self._use_threads()
                     if actions:
                         acted = True
                         self._apply(actions, "")
@@ -216,6 +242,37 @@ class Executor:
             self._hand_out()
             if self.reader == LOOP:
                 self.outbox.nudge()
+
+    def wish(self, message: SlotsChanged | ContainerLeaving) -> None:
+        """User code wants something of its container, on any thread. It takes no lock: it may be interrupted anywhere.
+        Whatever the session decides from now on, it decides with this."""
+        if self._is_fork:
+            raise ExecutionError("kedge.experimental can be asked by the container itself, not by a child it forked")
+        self.wishes.append(message)
+        self.outbox.nudge()
+
+    def take_wishes(self) -> None:
+        """Does what user code wants, where nothing else happens. No activity: it may want something all the time."""
+        with self.lock:
+            acted = self._take_wishes()
+        if acted:
+            self._hand_out()
+
+    def _take_wishes(self) -> bool:
+        """Under the lock: passes them on. Whether something follows from it here."""
+        acted = False
+        for _ in range(len(self.wishes)):  # not those that come meanwhile, or it might never end
+            actions = self.session.receive(self.wishes.popleft())
+            self._apply(actions, "")
+            acted = acted or bool(actions)
+        return acted
+
+    def _use_threads(self) -> None:
+        """More than one slot: from now on threads run sync code, and the I/O thread reads for them."""
+        if self._main_takes_sync and self.session.max_inputs > 1 and self.reader and self.runner.has_sync:
+            self._main_takes_sync = False
+            self.reader = IO
+            self.outbox.nudge()
 
     def _apply(self, actions: list[Action], ender: str) -> Job | None:
         """Gives every input its place, under the lock. `ender` is the place that just became free: a slot thread gets
@@ -225,7 +282,7 @@ class Executor:
             self._main_taken = False
         for action in actions:
             if type(action) is Start:
-                job = self._job(action.dispatch)
+                job = self._job(action.dispatch, action.members)
                 if job.entry.is_async:
                     self._loop_jobs.append((job, True))
                 elif self._main_takes_sync and not self._main_taken:
@@ -243,12 +300,18 @@ class Executor:
             self._slots.rest()
         return own
 
-    def _job(self, dispatch: Dispatch) -> Job:
-        stream = None
-        if dispatch.stream:
+    def _job(self, dispatch: Dispatch, members: tuple[Dispatch, ...]) -> Job:
+        entry = self.runner.entry(dispatch.method)
+        stream = batch = None
+        if members or entry.parameters is not None:
+            batch = Members(members or (dispatch,))
+        elif dispatch.stream:
             stream = Stream(self.outbox, dispatch.call, dispatch.index, STREAM_WINDOW)
             self._streams[dispatch.call, dispatch.index] = stream
-        job = self._jobs[dispatch.lease] = Job(dispatch, self._runner.entry(dispatch.method), stream)
+        job = self._jobs[dispatch.lease] = Job(dispatch, entry, stream, batch)
+        if job.timeout < self.runner.shortest_timeout:
+            self.hurried = True
+            self.outbox.nudge()
         return job
 
     def _cancel(self, job: Job, reason: str) -> None:
@@ -278,9 +341,9 @@ class Executor:
         while self._loop_jobs:
             job, start = self._loop_jobs.popleft()
             if start:
-                self.loop.create_task(self._run_task(job), context=self._runner.context())
-            elif job.task is not None:
-                job.task.cancel(*job.words)
+                self.loop.create_task(self._run_task(job), context=self.runner.context())
+            else:
+                job.cancel_task()
         if (self._main_jobs or self.leaving) and self.loop.is_running():
             self.loop.stop()
 
@@ -290,12 +353,13 @@ class Executor:
         assert self.loop is not None
         # Only from here on can it be cancelled: a task cancelled before its first step would never get here.
         job.task = asyncio.current_task()
-        result, run_s = (CANCELLED, 0.0) if job.reason else await self._runner.run_async(job, self.loop)
+        job.context.shelter = self._shelter
+        result, run_s = (CANCELLED, 0.0) if job.reason else await self.runner.run_async(job, self.loop)
         self.finish(job, result, run_s)
         self.outbox.ended()
 
     def _run_in_slot(self, job: Job, guard: Guard) -> Job | None:
-        result, run_s = self._runner.run(job, guard)
+        result, run_s = self.runner.run(job, guard)
         own = self.finish(job, result, run_s, IO)
         self.outbox.ended()
         return own
@@ -314,11 +378,25 @@ class Executor:
             del self._jobs[lease]
             if job.stream is not None:
                 del self._streams[job.dispatch.call, job.dispatch.index]
-            self.outbox.weigh(result)
-            own = self._apply(self.session.finished(lease, result, run_s), ender)
+            if self.wishes:
+                self._take_wishes()
+            if job.members is None:
+                self.outbox.weigh(result)
+                actions = self.session.finished(lease, result, run_s)
+            else:
+                actions = self._batch_finished(lease, job.dispatch.batch, job.results(result), run_s)
+            own = self._apply(actions, ender)
         if self._loop_jobs or self._slots.lacking or self.leaving:
             self._hand_out()
         return own
+
+    def _batch_finished(self, lease: int, batch: int, results: list[Result], run_s: float) -> list[Action]:
+        for result in results:
+            self.outbox.weigh(result)
+        if batch:
+            return self.session.batch_finished(lease, results, run_s)
+        # A lone input of a batched function: a batch for its code, an input of its own for the plane.
+        return self.session.finished(lease, results[0], run_s)
 
     # ------------------------------------------------------------ ends
 

@@ -6,8 +6,8 @@ It must cost nothing per input and nothing at rest. So nobody hands it work; it 
   last look and the main thread is in user code, that input is a long one: from now on this thread reads the socket,
   until somebody nudges it.
 * It sends what was left behind by code that ended just before a long input began.
-* While tasks are awaited it looks four times a second and pings the loop. An unanswered ping is a blocked loop, for
-  which it reads; how long the loop took is reported with the heartbeat.
+* While tasks are awaited it looks four times a second and pings the loop (see `watchdog`). An unanswered ping is a
+  blocked loop, for which it reads; how long the loop took is reported with the heartbeat.
 * With slot threads it is the reader all the time. With nothing running it sleeps until it is nudged.
 * Every 5 s with something running it sends a heartbeat.
 * It is awake when an input's time is over, and ends a stop that takes too long (see `deadlines`).
@@ -24,6 +24,7 @@ import traceback
 from kedge.container.deadlines import Deadlines
 from kedge.container.executor import CRASHED, IO, Executor
 from kedge.container.wake import Wake
+from kedge.container.watchdog import PING_S, LoopWatch
 from kedge.model.protocol import ContainerDrained, Heartbeat
 
 clock = time.perf_counter
@@ -32,7 +33,6 @@ TICK_S = 0.002
 """How long a result may wait behind a long input, and how long a long input goes unread."""
 QUIET_TICKS = 20
 """Looks without a change before it sleeps: waking up costs the next input more than a few looks."""
-PING_S = 0.25
 HEARTBEAT_S = 5.0
 ORPHAN_GRACE_S = 0.2
 """For `finally` blocks of code whose plane is gone."""
@@ -50,8 +50,7 @@ class IoThread(threading.Thread):
         self._quiet = 0
         self._due: float | None = None
         """When the next heartbeat goes; None while nothing runs."""
-        self._pinged: float | None = None
-        self._lag = 0.0
+        self._watch = LoopWatch(executor)
 
     def nudge(self) -> None:
         """Something happened: look again soon. Nearly free where it is looking anyway."""
@@ -75,13 +74,16 @@ class IoThread(threading.Thread):
         if executor.interrupted:
             executor.interrupted = False
             executor.receive([ContainerDrained("stopped by a signal", cancel=True)])
+        if executor.wishes:
+            executor.take_wishes()
         if executor.outbox.dirty and executor.outbox.due:
             executor.outbox.flush()
         running = executor.at_work > 0
+        unanswered = self._watch_loop(running, moved, now)
         self._beat(running, now)
         deadline = self._deadlines.enforce(running, now)
         stuck = executor.busy and not moved
-        blocked = running and not moved and executor.awaits and self._loop_is_blocked(now)
+        blocked = unanswered and not moved
         self._quiet = 0 if moved else self._quiet + 1
         reads = executor.reader == IO or stuck or blocked
         if executor.outbox.dirty or not (reads or self._quiet > QUIET_TICKS):
@@ -90,8 +92,9 @@ class IoThread(threading.Thread):
             timeout = PING_S
         else:
             timeout = None
-        if self._due is not None and (deadline is None or self._due < deadline):
-            deadline = self._due
+        for due in (self._due, self._watch.due):
+            if due is not None and (deadline is None or due < deadline):
+                deadline = due
         self._rest(timeout, reads, deadline)
 
     def _rest(self, timeout: float | None, reads: bool, deadline: float | None) -> None:
@@ -101,8 +104,11 @@ class IoThread(threading.Thread):
             left = max(deadline - clock(), 0.0)
             timeout = left if timeout is None else min(timeout, left)
         # Whoever changes something does so first and then looks at _looking; here it is the other way round.
-        if not self._looking and (executor.activity != self._seen or executor.interrupted or executor.lost):
-            return
+        if not self._looking:
+            if executor.activity != self._seen or executor.interrupted or executor.lost:
+                return
+            if executor.wishes:
+                timeout = 0.0
         if not reads:
             self._wake.wait(timeout)
         elif self._wake.wait_with(executor.connection.fileno(), timeout):
@@ -113,27 +119,17 @@ class IoThread(threading.Thread):
             self._due = None
         elif self._due is None:
             self._due = now + HEARTBEAT_S
-        elif now >= self._due:
+        elif now >= self._due or self._watch.blocks:
             self._due = now + HEARTBEAT_S
-            self._executor.outbox.send([Heartbeat(self._executor.at_work, self._lag)])
-            self._lag = 0.0
+            watch = self._watch
+            self._executor.outbox.send([Heartbeat(self._executor.at_work, watch.lag, watch.blocks)])
+            watch.lag, watch.blocks = 0.0, 0
 
-    def _loop_is_blocked(self, now: float) -> bool:
-        """Pings the loop where the last ping came back; whether the last one is still on its way."""
-        loop = self._executor.loop
-        assert loop is not None
-        if self._pinged is not None:
-            self._lag = max(self._lag, now - self._pinged)
-            return True
-        self._pinged = now
-        loop.call_soon_threadsafe(self._pong)
+    def _watch_loop(self, running: bool, moved: bool, now: float) -> bool:
+        if self._executor.awaits:
+            return running and self._watch.look(moved, now)
+        self._watch.forget()
         return False
-
-    def _pong(self) -> None:
-        if self._pinged is not None:
-            self._lag = max(self._lag, clock() - self._pinged)
-        self._pinged = None
-        self.nudge()
 
     def _end_orphan(self) -> None:
         deadline = clock() + ORPHAN_GRACE_S

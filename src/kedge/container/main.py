@@ -25,9 +25,10 @@ from typing import NoReturn
 
 import msgspec
 
-from kedge.container import waits
+from kedge.container import brittle, children, inheritance, output, waits
+from kedge.container.control import Control
 from kedge.container.executor import CRASHED, Executor
-from kedge.container.guard import MAIN_SIGNAL
+from kedge.container.guard import MAIN_SIGNAL, repeat_what_finalizers_drop
 from kedge.container.heartbeat import IoThread
 from kedge.container.jobs import Runner
 from kedge.container.loader import Loaded, UserLoop, settle
@@ -45,10 +46,24 @@ COULD_NOT_CONNECT = 69
 """EX_UNAVAILABLE"""
 
 
-def run(launch: Launch) -> NoReturn:
-    """Lives as the container that `launch` describes. Never returns; the process ends."""
+def prepare() -> None:
+    """In a fork server, before it loads packages: some keep what they find as `sys.stderr` for ever."""
+    output.install()
+    brittle.make_sturdy()
+
+
+def run(launch: Launch, records: int | None = None) -> NoReturn:
+    """Lives as the container that `launch` describes. Never returns; the process ends.
+
+    `records` is the descriptor of a pipe that takes what Python code prints; without it, that goes to stdout and stderr
+    as ever, and nobody knows which input it was."""
     code = CRASHED
     try:
+        if records is not None:
+            outlet = output.install()
+            outlet.open(records)
+            children.install(outlet)
+        inheritance.install(output.end_thread)
         code = _live(launch)
     except BaseException:
         traceback.print_exc()
@@ -71,6 +86,12 @@ def _live(launch: Launch) -> int:
     IoThread(executor).start()
     _handle_signals(executor)
     waits.install()
+    brittle.make_sturdy()
+    repeat_what_finalizers_drop()
+    if launch.function.interrupt_sockets:
+        from kedge.container import sockets
+
+        sockets.install()
 
     blobs = BlobStore(launch.home)
     user_loop = UserLoop()
@@ -93,10 +114,11 @@ def _live(launch: Launch) -> int:
         executor.outbox.send([ContainerFailed(failure)])
         return 1
     executor.open(runner, user_loop.get() if runner.has_async else None)
+    context.set_control(Control(executor))
     executor.outbox.send([ContainerReady(loaded.imports, time.perf_counter() - began)])
     executor.serve()
     loaded.exit()
-    executor.outbox.flush()
+    executor.outbox.finish()
     return 0
 
 
@@ -127,6 +149,8 @@ def _end(code: int) -> NoReturn:
             stream.flush()
         except (OSError, ValueError, AttributeError):
             pass  # closed or replaced by the user
+    children.finish()
+    output.finish()
     os._exit(code)
 
 

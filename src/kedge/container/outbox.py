@@ -106,6 +106,12 @@ class Outbox:
             for frame in _split(messages) if large else [messages]:
                 self.send(frame)
 
+    def finish(self) -> None:
+        """Sends all that waits, and comes back when what another thread is sending has left, too."""
+        with self._sending:
+            pass
+        self.flush()
+
     def send(self, messages: list[Any]) -> None:
         """Sends one frame now. Nothing where the plane is gone: the I/O thread ends the process then."""
         if messages:

@@ -12,6 +12,13 @@ The rules:
   nothing of what it cancelled, nor of what comes later: the plane runs those inputs again when the container is gone.
   It need not wait for them: `give_up` leaves behind what runs.
 * The same lease is never taken twice.
+* The container's own code may take fewer inputs than `max_inputs`, and may want to leave: `receive` takes its
+  `SlotsChanged` and `ContainerLeaving` like messages of the plane, which hears of them next. Fewer slots interrupt
+  nothing and give back the credited inputs, and what comes for a slot that is no more; so does the wish to leave,
+  after which credited inputs do not start.
+* A batch is one slot and one start. It starts when all its members have come, without those that were cancelled
+  meanwhile. A member of a running batch that is cancelled loses its result, and no other sees anything of it: the code
+  is interrupted when no member wants it any more.
 
 `receive` and `finished` return what to do now; `outgoing` drains what to send. Neither blocks, reads a clock or locks.
 """
@@ -19,7 +26,8 @@ The rules:
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 from msgspec import Struct
 
@@ -27,6 +35,7 @@ from kedge.model.payload import TERMINATED, TIMEOUT, Result
 from kedge.model.protocol import (
     ConcurrencyChanged,
     ContainerDrained,
+    ContainerLeaving,
     Dispatch,
     Finished,
     InputsCancelled,
@@ -35,6 +44,7 @@ from kedge.model.protocol import (
     InputsRecalled,
     InputsReturned,
     InputsStarted,
+    SlotsChanged,
 )
 
 EARLY_CANCELS = 1024
@@ -49,13 +59,16 @@ TIMED_OUT = "timeout"
 
 
 class Start(Struct, frozen=True, gc=False):
-    """Run this input. It has a slot."""
+    """Run this input, or this batch. It has a slot."""
 
     dispatch: Dispatch
+    """For a batch: its first member, by whose lease it goes from here on."""
+    members: tuple[Dispatch, ...] = ()
+    """All members of a batch; empty for an input of its own."""
 
 
 class Cancel(Struct, frozen=True, gc=False):
-    """Interrupt the code of this input. Its slot stays taken until `finished`."""
+    """Interrupt the code of this input or batch. Its slot stays taken until `finished`."""
 
     lease: int
     reason: str
@@ -68,6 +81,23 @@ class Exit(Struct, frozen=True, gc=False):
 
 
 Action = Start | Cancel | Exit
+
+
+@final
+class Batch:
+    """Inputs that share a slot."""
+
+    __slots__ = ("credited", "members", "missing", "unwanted")
+
+    def __init__(self, first: Dispatch) -> None:
+        self.credited = first.credited
+        """The same for all its members."""
+        self.members: list[Dispatch] = []
+        """Those that the code gets: nothing is left out once it has started."""
+        self.missing = first.members
+        """How many have not come."""
+        self.unwanted = 0
+        """Members whose result nobody wants any more, since it started."""
 
 
 class Session:
@@ -83,13 +113,27 @@ class Session:
 
     def __init__(self, max_inputs: int) -> None:
         self.max_inputs = max_inputs
+        self.slots = max_inputs
+        """How many may run at once now: `max_inputs`, or fewer where the container's own code wants that."""
         self.draining = False
+        self._wanted = 0
+        """What its own code wants; 0: it has not said."""
+        self._slots_untold = False
+        self._leaving: ContainerLeaving | None = None
+        """Its own code wants to leave, which the plane has not heard."""
+        self._closing = False
+        """It drains, or its own code wants to leave: nothing starts any more but what was granted for certain."""
         self._reason = ""
         self._exited = False
         self._stopping = False
         """Nothing is started any more, not even what was granted."""
-        self._running: dict[int, Dispatch] = {}
-        self._waiting: deque[Dispatch] = deque()
+        self._running: dict[int, Dispatch | Batch] = {}
+        """By its lease, or that of its first member: one for each slot that is taken."""
+        self._waiting: deque[Dispatch | Batch] = deque()
+        self._collecting: dict[int, Batch] = {}
+        """By number: batches of which some members have not come."""
+        self._members: dict[int, Batch] = {}
+        """Running batches by the lease of each of their members."""
         self._cancelled: dict[int, str] = {}
         self._early: dict[int, str] = {}
         self._seen: set[int] = set()
@@ -106,13 +150,13 @@ class Session:
 
     @property
     def waiting(self) -> int:
-        """Inputs that were granted and have no slot yet."""
+        """Inputs and batches that were granted and have no slot yet."""
         return len(self._waiting)
 
     @property
     def dirty(self) -> bool:
         """Whether `outgoing` has something to say."""
-        return bool(self._finished or self._unreported or self._returned)
+        return bool(self._finished or self._unreported or self._returned or self._slots_untold or self._leaving)
 
     @property
     def stopping(self) -> bool:
@@ -120,7 +164,7 @@ class Session:
         return self._stopping
 
     def reason(self, lease: int) -> str:
-        """Why a running input was cancelled; empty where it was not."""
+        """Why a running input, or this member of a running batch, was cancelled; empty where it was not."""
         return self._cancelled.get(lease, "")
 
     # ------------------------------------------------------------ what comes in
@@ -137,7 +181,14 @@ class Session:
                 self._recall(set(message.leases))
             case ConcurrencyChanged():
                 self.max_inputs = message.concurrency.max_inputs
-                self._fill(actions)
+                self._change_slots(actions)
+            case SlotsChanged():
+                self._wanted = message.inputs
+                if message.inputs < self.slots:
+                    self._give_back()
+                self._change_slots(actions)
+            case ContainerLeaving():
+                self._want_to_leave(message)
             case ContainerDrained():
                 self._drain(message, actions)
         return actions
@@ -157,20 +208,47 @@ class Session:
             self._leave(actions)
         return actions
 
+    def batch_finished(self, lease: int, results: Sequence[Result], run_s: float = 0.0) -> list[Action]:
+        """The same for a batch: `lease` of its first member, a result for each in the order in which they started."""
+        actions: list[Action] = []
+        batch = self._members.get(lease)
+        if batch is None:
+            return actions
+        del self._running[lease]
+        for member, result in zip(batch.members, results, strict=True):
+            own = member.lease
+            del self._members[own]
+            self._unreported.pop(own, None)
+            reason = self._cancelled.pop(own, "")
+            if reason != DRAINED:
+                self._finished.append(Finished(own, _cancelled(reason, result) if reason else result, run_s))
+        if self._waiting:
+            self._fill(actions)
+        elif self.draining:
+            self._leave(actions)
+        return actions
+
     def give_up(self) -> list[Action]:
         """What a drain has cancelled does not end: leaves without it. Its end will mean nothing any more."""
         actions: list[Action] = []
         if self._stopping:
             self._running.clear()
+            self._members.clear()
             self._leave(actions)
         return actions
 
     # ------------------------------------------------------------ what goes out
 
     def outgoing(self) -> list[Any]:
-        """Everything the plane has not heard yet. The order matters: returned credits first, so that the plane does
-        not give the slot of a finished input to one of them."""
+        """Everything the plane has not heard yet. The order matters: what the container takes, and returned credits
+        first, so that the plane does not give the slot of a finished input to one of them or to another one."""
         messages: list[Any] = []
+        if self._leaving is not None:
+            messages.append(self._leaving)
+            self._leaving = None
+        if self._slots_untold:
+            self._slots_untold = False
+            messages.append(SlotsChanged(self.slots))
         if self._returned:
             messages.append(InputsReturned(self._returned))
             self._returned = []
@@ -192,41 +270,78 @@ class Session:
             if lease in seen or lease in self._seen_before or lease in running:
                 continue
             seen.add(lease)
-            if self._early and lease in self._early:
+            if dispatch.batch:
+                self._collect(dispatch, actions)
+            elif self._early and lease in self._early:
                 self._end_unstarted(lease, self._early.pop(lease))
-            elif self.draining and (dispatch.credited or self._stopping):
+            elif self._closing and (dispatch.credited or self._stopping):
                 if dispatch.credited:
                     self._returned.append(lease)
-            elif len(running) < self.max_inputs and not waiting:
+            elif len(running) < self.slots and not waiting:
                 running[lease] = dispatch
                 if dispatch.credited:
                     self._unreported[lease] = None
                 actions.append(Start(dispatch))
+            elif self.slots < self.max_inputs:
+                self._returned.append(lease)  # granted before the plane heard that there are fewer slots
             else:
                 waiting.append(dispatch)
         if len(seen) >= REMEMBERED_LEASES:
             self._seen, self._seen_before = set(), seen
 
+    def _collect(self, dispatch: Dispatch, actions: list[Action]) -> None:
+        lease, number = dispatch.lease, dispatch.batch
+        if lease in self._members:
+            return
+        early = self._early.pop(lease, "")
+        if early:
+            self._end_unstarted(lease, early)
+        if self._closing and (dispatch.credited or self._stopping):
+            if dispatch.credited and not early:
+                self._returned.append(lease)
+            return  # and so will the others
+        batch = self._collecting.pop(number, None) or Batch(dispatch)
+        if not early:
+            batch.members.append(dispatch)
+        batch.missing -= 1
+        if batch.missing > 0:
+            self._collecting[number] = batch
+        elif batch.members and len(self._running) >= self.slots < self.max_inputs:
+            self._returned += [member.lease for member in batch.members]
+        elif batch.members:
+            self._waiting.append(batch)
+            self._fill(actions)
+        elif self.draining:
+            self._leave(actions)
+
     def _fill(self, actions: list[Action]) -> None:
         running, waiting = self._running, self._waiting
-        while waiting and len(running) < self.max_inputs:
-            dispatch = waiting.popleft()
-            running[dispatch.lease] = dispatch
-            if dispatch.credited:
-                self._unreported[dispatch.lease] = None
-            actions.append(Start(dispatch))
+        while waiting and len(running) < self.slots:
+            next_one = waiting.popleft()
+            if type(next_one) is Batch:
+                self._start_batch(next_one, actions)
+                continue
+            running[next_one.lease] = next_one
+            if next_one.credited:
+                self._unreported[next_one.lease] = None
+            actions.append(Start(next_one))
+
+    def _start_batch(self, batch: Batch, actions: list[Action]) -> None:
+        first = batch.members[0]
+        self._running[first.lease] = batch
+        for member in batch.members:
+            self._members[member.lease] = batch
+            if member.credited:
+                self._unreported[member.lease] = None
+        actions.append(Start(first, tuple(batch.members)))
 
     def _cancel(self, leases: list[int], reason: str, actions: list[Action]) -> None:
         asked = set(leases)
-        for dispatch in self._waiting:
-            if dispatch.lease in asked:
-                self._end_unstarted(dispatch.lease, reason)
-        self._waiting = deque(dispatch for dispatch in self._waiting if dispatch.lease not in asked)
+        for lease in self._withdraw(lambda dispatch: dispatch.lease in asked):
+            self._end_unstarted(lease, reason)
         for lease in leases:
-            if lease in self._running:
-                if lease not in self._cancelled:
-                    self._cancelled[lease] = reason
-                    actions.append(Cancel(lease, reason))
+            if lease in self._running or lease in self._members:
+                self._interrupt(lease, reason, actions)
             elif lease not in self._seen and lease not in self._seen_before:
                 self._early[lease] = reason
                 if len(self._early) > EARLY_CANCELS:
@@ -234,33 +349,72 @@ class Session:
         if self.draining:
             self._leave(actions)
 
+    def _interrupt(self, lease: int, reason: str, actions: list[Action]) -> None:
+        if lease in self._cancelled:
+            return
+        self._cancelled[lease] = reason
+        batch = self._members.get(lease)
+        if batch is None:
+            actions.append(Cancel(lease, reason))
+        else:
+            batch.unwanted += 1
+            if batch.unwanted == len(batch.members):
+                actions.append(Cancel(batch.members[0].lease, reason))
+
     def _end_unstarted(self, lease: int, reason: str) -> None:
         self._finished.append(Finished(lease, _cancelled(reason, Result())))
 
     def _recall(self, asked: set[int]) -> None:
-        kept: deque[Dispatch] = deque()
-        for dispatch in self._waiting:
-            if dispatch.credited and dispatch.lease in asked:
-                self._returned.append(dispatch.lease)
+        self._returned += self._withdraw(lambda dispatch: dispatch.credited and dispatch.lease in asked)
+
+    def _withdraw(self, unwanted: Callable[[Dispatch], bool]) -> list[int]:
+        """Takes out of all that has not started the inputs that are unwanted: their leases."""
+        leases: list[int] = []
+        kept: deque[Dispatch | Batch] = deque()
+        for one in [*self._waiting, *self._collecting.values()]:
+            if isinstance(one, Batch):
+                leases += [member.lease for member in one.members if unwanted(member)]
+                one.members = [member for member in one.members if not unwanted(member)]
+                if one.members and not one.missing:
+                    kept.append(one)
+            elif unwanted(one):
+                leases.append(one.lease)
             else:
-                kept.append(dispatch)
+                kept.append(one)
         self._waiting = kept
+        return leases
+
+    def _give_back(self) -> None:
+        """Credited inputs that have not started are for other containers."""
+        self._returned += self._withdraw(lambda dispatch: dispatch.credited)
+        if self._closing:  # and so goes what is still to come of their batches
+            self._collecting = {number: batch for number, batch in self._collecting.items() if not batch.credited}
+
+    def _change_slots(self, actions: list[Action]) -> None:
+        self.slots = min(self.max_inputs, self._wanted or self.max_inputs)
+        self._slots_untold = self._wanted > 0
+        self._fill(actions)
+
+    def _want_to_leave(self, message: ContainerLeaving) -> None:
+        if not self._closing:
+            self._closing = True
+            self._leaving = message
+            self._give_back()
 
     def _drain(self, message: ContainerDrained, actions: list[Action]) -> None:
-        self.draining = True
+        self.draining = self._closing = True
         self._reason = self._reason or message.reason
-        self._returned += [dispatch.lease for dispatch in self._waiting if dispatch.credited]
-        self._waiting = deque(dispatch for dispatch in self._waiting if not (dispatch.credited or message.cancel))
+        self._give_back()
         if message.cancel:
             self._stopping = True
-            for lease in self._running:
-                if lease not in self._cancelled:
-                    self._cancelled[lease] = DRAINED
-                    actions.append(Cancel(lease, DRAINED))
+            self._waiting.clear()
+            self._collecting.clear()
+            for lease in [*self._running, *self._members]:
+                self._interrupt(lease, DRAINED, actions)
         self._leave(actions)
 
     def _leave(self, actions: list[Action]) -> None:
-        if not (self._running or self._waiting or self._exited):
+        if not (self._running or self._waiting or self._collecting or self._exited):
             self._exited = self._stopping = True
             actions.append(Exit(self._reason))
 

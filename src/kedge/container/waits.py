@@ -12,9 +12,9 @@ A thread that waits leaves something at its bell, by which whoever has set the e
 raised where the wait was, as on the main thread. So nothing polls, and nothing is killed. Only containers do this, only
 slot threads listen, and only while the input may still be interrupted: cleaning up after that waits as always.
 
-Not woken: `Lock.acquire` (nobody may release it for its owner), `Thread.join`, `SimpleQueue.get`, sockets and files,
-`os.waitpid`, `os.system`, and whatever else is written in C; nor a `sleep` that a module of the fork server has
-imported by name before.
+Not woken: `Lock.acquire` (nobody may release it for its owner), `Thread.join`, `SimpleQueue.get`, sockets (unless
+somebody asks for it, see `sockets`) and files, `os.waitpid`, `os.system`, and whatever else is written in C; nor a
+`sleep` that a module of the fork server has imported by name before.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CONDITION_WAIT = threading.Condition.wait.__code__
 class Bell:
     """Wakes the thread that makes it. Rung by another thread, once per input."""
 
-    __slots__ = ("_pipe", "listening", "lock", "loop")
+    __slots__ = ("_pipe", "listening", "lock", "loop", "socket")
 
     def __init__(self) -> None:
         self.listening = False
@@ -53,13 +53,15 @@ class Bell:
         """What the thread waits for, or has waited for: nobody else needs it to be locked."""
         self.loop: Callable[[], object] | None = None
         """Ends the wait of the event loop that the thread runs; False where that does not wait."""
+        self.socket: Callable[[], object] | None = None
+        """Ends the wait for the socket that the thread waits for."""
         self._pipe: Wake | None = None
         _bells[threading.get_ident()] = self
 
     def ring(self) -> None:
         """Ends the wait. The exception must be set already."""
         self.listening = False
-        for wake in (self.lock and self.lock.release, self.loop):
+        for wake in (self.lock and self.lock.release, self.loop, self.socket):
             if wake is not None:
                 try:
                     wake()
@@ -76,7 +78,7 @@ class Bell:
 
     def silence(self) -> None:
         """Forgets that it was rung."""
-        self.lock = None
+        self.lock = self.socket = None
         if self._pipe is not None:
             self._pipe.clear()
 
@@ -98,7 +100,7 @@ def leave_loop(end_wait: Callable[[], object] | None) -> None:
         bell.loop = end_wait
 
 
-def _listening() -> Bell | None:
+def listening_bell() -> Bell | None:
     bell = _bells.get(threading.get_ident())
     return bell if bell is not None and bell.listening else None
 
@@ -107,7 +109,7 @@ class _Time:
     """Its bound method is `time.sleep`: unlike a function, it may be an attribute of a class, as a builtin may."""
 
     def sleep(self, seconds: Any, /) -> None:
-        bell = _listening()
+        bell = listening_bell()
         if bell is not None:
             if not isinstance(seconds, (int, float)) and hasattr(seconds, "__index__"):
                 seconds = operator.index(seconds)
@@ -131,7 +133,7 @@ def _lock_for_wait() -> Any:
     """In place of `threading._allocate_lock`. `Condition.wait` makes a lock of its own for every wait, and bears that
     it is released early: `notify` passes over it, and an exception takes it from the queue (it may come by Ctrl-C)."""
     lock = _allocate_lock()
-    bell = _listening()
+    bell = listening_bell()
     if bell is not None and sys._getframe(1).f_code is _CONDITION_WAIT:
         bell.lock = lock
     return lock
@@ -141,7 +143,7 @@ class _Selector(selectors.PollSelector):
     """In place of the one by which `Popen.communicate` reads: listens to the bell as well."""
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        bell = _listening()
+        bell = listening_bell()
         if bell is None:
             return super().select(timeout)
         descriptor = bell.fileno()
@@ -159,14 +161,14 @@ def _replace_in_popen() -> None:
 
     @functools.wraps(wait)
     def wakeable_wait(self: Any, timeout: float | None) -> Any:
-        bell = _listening() if timeout is None and self.returncode is None else None
+        bell = listening_bell() if timeout is None and self.returncode is None else None
         if bell is not None:
             _wait_for_exit(self.pid, bell)
         return wait(self, timeout)
 
     @functools.wraps(communicate)
     def wakeable_communicate(self: Any, input: Any = None, timeout: float | None = None) -> Any:
-        if timeout is not None or self._communication_started or _listening() is None:
+        if timeout is not None or self._communication_started or listening_bell() is None:
             return communicate(self, input, timeout)
         # With one pipe it would take a short cut, a plain read that nothing wakes. So the long way, as with two.
         try:

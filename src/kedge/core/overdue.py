@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kedge.core.calls import NEVER, Call, Input
+from kedge.core.calls import NEVER, Batch, Call, Input
 from kedge.core.containers import READY, Container
 from kedge.model.payload import TIMEOUT, ErrorInfo, Result
 from kedge.model.protocol import Notice
@@ -82,17 +82,19 @@ class Overdue:
         self._look_at = None
         coming: float | None = None
         for container in list(self._pool.fleet.containers.values()):
-            late: list[Input] = []
-            for input in container.leases.values():
-                if not input.credited:
-                    # The same sum as in what is planned: that moment must be seen as due when it comes.
-                    due = self._due(input)
-                    if due <= now:
-                        late.append(input)
-                    elif coming is None or due < coming:
-                        coming = due
+            running = [input for input in container.leases.values() if not input.credited]
+            dues: dict[Input | Batch, float] = {}
+            for input in running:
+                # The same sum as in what is planned: that moment must be seen as due when it comes. Members of a batch
+                # share their code, which may go on for as long as one of them may.
+                slot = input.batch or input
+                dues[slot] = max(self._due(input), dues.get(slot, 0.0))
+            late = [input for input in running if dues[input.batch or input] <= now]
             if late:
                 self._end(container, late)
+            for due in dues.values():
+                if due > now and (coming is None or due < coming):
+                    coming = due
         if coming is not None:
             self._plan(coming)
 

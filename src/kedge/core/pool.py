@@ -55,6 +55,8 @@ class Pool:
         self.finished = 0
         self.failed = 0
         self.submitted = 0
+        self.refused = 0
+        """Inputs that were not let in."""
         self.cancelled = 0
         self.bursts = 0
         """Inputs that got a slot above target."""
@@ -92,16 +94,17 @@ class Pool:
     # ------------------------------------------------------------ inputs come
 
     def submit(self, inputs: list[Input], now: float) -> None:
-        self.submitted += len(inputs)
         room = self.patience.room(len(inputs))
+        self.submitted += room
+        self.refused += len(inputs) - room
         append = self.queue.append
         for input in inputs[:room]:
             append(input)
         if room < len(inputs):
             refusal = self.patience.refusal()
             for input in inputs[room:]:
-                self.failed += 1
-                self._calls.close(input, refusal)
+                # Its caller may send it again, so its arguments stay; those of a durable one are the store's.
+                self._calls.close(input, refusal, release=input.call.durable)
         if room:
             self.patience.watch(inputs[0].call, now)
 
@@ -422,6 +425,7 @@ class Pool:
             "running": self.in_flight,
             "headroom": self.index.free_slots(self.maximum),
             "submitted": self.submitted,
+            "refused": self.refused,
             "finished": self.finished,
             "failed": self.failed,
             "cancelled": self.cancelled,

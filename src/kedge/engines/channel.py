@@ -17,7 +17,7 @@ from kedge.wire.codec import FrameDecoder, encode
 
 _READ_SIZE = 64 * 1024
 _MAX_FDS = 64
-"""More descriptors than one read can bring: each message carries at most three."""
+"""More descriptors than one read can bring: each message carries at most four."""
 
 
 class ServerPrepared(Message, frozen=True):
@@ -29,7 +29,7 @@ class ServerPrepared(Message, frozen=True):
 
 
 class ContainerForked(Message, frozen=True):
-    """To a fork server: make a container. Three descriptors come along: its launch, its stdout, its stderr."""
+    """To a fork server: make a container. Four descriptors come along: its launch, stdout, stderr, records."""
 
     container: str
 

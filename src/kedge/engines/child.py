@@ -1,4 +1,7 @@
-"""The first steps of a container: from bytes that describe it to the runtime's `run(launch)`."""
+"""The first steps of a container: from bytes that describe it to the runtime's `run(launch, records)`.
+
+`records` is the descriptor of a pipe for what Python code prints (`wire.records`). A fork server calls the runtime's
+`prepare()` before it loads packages; a fresh container does not."""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from kedge.engines import system, threads
+from kedge.engines import spawn, system, threads
 from kedge.engines.boot import completed
 from kedge.model.spec import CodeSpec, EnvironmentSpec, FunctionSpec, Launch
 
@@ -39,7 +42,8 @@ def main(descriptor: int, runtime: Sequence[str], runner: str) -> NoReturn:
     """A fresh container, where a fork would not be safe."""
     data = read_whole(descriptor)
     os.close(descriptor)
-    live(data, runtime, runner, forked=False)
+    os.set_inheritable(spawn.RECORDS_FD, False)
+    live(data, spawn.RECORDS_FD, runtime, runner, forked=False)
 
 
 def rehearse() -> None:
@@ -60,14 +64,14 @@ def rehearse() -> None:
     _decode(msgspec.msgpack.encode(launch))
 
 
-def live(data: bytes, runtime: Sequence[str], runner: str, *, forked: bool) -> NoReturn:
+def live(data: bytes, records: int, runtime: Sequence[str], runner: str, *, forked: bool) -> NoReturn:
     """Becomes the container that `data` describes. Ends the process, whatever happens."""
     code: Any = CRASHED
     try:
         launch = _decode(data)
         system.set_name(launch.container)
         _move_in(launch, runtime, forked)
-        importlib.import_module(runner).run(launch)
+        importlib.import_module(runner).run(launch, records)
         code = 0
     except SystemExit as error:
         code = error.code
@@ -93,7 +97,7 @@ def _move_in(launch: Launch, runtime: Sequence[str], forked: bool) -> None:
         pass  # it is gone, or not for this user: the runtime says so
     sys.path[:] = completed(environment.sys_path or sys.path, runtime)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
+        if type(stream) is TextIOWrapper:  # not one that a runtime has put in its place
             stream.reconfigure(line_buffering=True)
     if forked:
         variables = threads.sized(dict(environment.variables), launch.function.resources.cpu)

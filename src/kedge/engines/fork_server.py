@@ -118,7 +118,7 @@ class ForkServer:
         package = importlib.import_module("kedge")
         for name in getattr(package, "__all__", ()):
             getattr(package, name)  # public names may be loaded lazily
-        importlib.import_module(self._runner)
+        importlib.import_module(self._runner).prepare()
         if alias_modal:
             alias.install()  # before anything that says `import modal`
         return self._objection()
@@ -129,7 +129,7 @@ class ForkServer:
         return fork_safety.objection({0, 1, 2, self._channel.fileno()})
 
     def _fork(self, container: str) -> None:
-        descriptors = self._channel.take(3)
+        descriptors = self._channel.take(4)
         parent = os.getpid()
         try:
             process = os.fork()
@@ -149,7 +149,7 @@ class ForkServer:
             os.close(descriptor)
         self._channel.send(ContainerBorn(container, process))
 
-    def _live(self, parent: int, launch: int, stdout: int, stderr: int) -> NoReturn:
+    def _live(self, parent: int, launch: int, stdout: int, stderr: int, records: int) -> NoReturn:
         try:
             self._channel.close()
             for pidfd in self._watched:
@@ -157,7 +157,7 @@ class ForkServer:
             spawn.detach(parent, stdout, stderr)
             data = child.read_whole(launch)
             os.close(launch)
-            child.live(data, self._runtime, self._runner, forked=True)
+            child.live(data, records, self._runtime, self._runner, forked=True)
         finally:
             os._exit(child.CRASHED)
 

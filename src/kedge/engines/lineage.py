@@ -24,8 +24,8 @@ class Birth(Protocol):
     name: str
     launch: Launch
 
-    def hand_over(self) -> tuple[int, int, int]:
-        """Descriptors for its process: launch, stdout, stderr. `keep_own` closes this side's copies."""
+    def hand_over(self) -> tuple[int, int, int, int]:
+        """Descriptors for its process: launch, stdout, stderr, records. `keep_own` closes this side's copies."""
 
     def keep_own(self) -> None: ...
 

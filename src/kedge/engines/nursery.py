@@ -144,7 +144,7 @@ class Nursery:
         arguments = boot.command(environment.python, boot.FORK_SERVER, spawn.LAUNCH_FD, self._runtime, self._runner)
         variables = threads.single(dict(environment.variables))
         try:
-            process = spawn.spawn(arguments, variables, theirs.fileno(), (writer, writer), container=False)
+            process = spawn.spawn(arguments, variables, theirs.fileno(), (writer, writer))
         except OSError:  # no process can be made now; the container that wants it will say so
             ours.close()
             os.close(output)

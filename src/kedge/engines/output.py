@@ -1,4 +1,7 @@
-"""The two output pipes of one container, read as they fill and batched.
+"""The three output pipes of one container, read as they fill and batched.
+
+Two are its stdout and stderr: what C code and child processes write. The third takes what Python code writes, as
+records that name their input (`wire.records`); a container never waits for long to write there, so it holds more.
 
 After a read the pipe rests for a few milliseconds, so that a loop of prints costs two hundred messages a second and not
 a message per line; a pipe that was full is read again at once. Reading pauses where nobody takes what was read: then
@@ -7,19 +10,24 @@ the container's own writes wait, and nothing is lost or piled up.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 
 from kedge.engines.loop import Loop, Timer
+from kedge.model.protocol import RECORDS
 
 READ_SIZE = 64 * 1024
 """The size of a pipe on Linux."""
+RECORDS_SIZE = 256 * 1024
+"""Of the pipe of records: 10 ms of the fastest printing there is. More would soon use up what a user's pipes may take
+together (64 MiB); beyond that, Linux gives every new pipe of that user two pages only."""
 _REST_S = 0.005
 _MOST_READS = 16
 
 
 class OutputPipes:
-    """Read ends of a container's stdout (1) and stderr (2)."""
+    """Read ends of a container's stdout (1), stderr (2) and records."""
 
     def __init__(self, loop: Loop, emit: Callable[[int, bytes], None], on_end: Callable[[], None]) -> None:
         self._loop = loop
@@ -30,15 +38,24 @@ class OutputPipes:
         self._resting: dict[int, Timer] = {}
         self._paused = True
 
-    def attach(self) -> tuple[int, int]:
-        """Makes the pipes; the write ends are the caller's to hand over and close. Nothing is read before `resume`."""
-        writers = []
-        for stream in (1, 2):
-            reader, writer = os.pipe()
-            os.set_blocking(reader, False)
-            self._open[stream] = reader
-            writers.append(writer)
-        return writers[0], writers[1]
+    def attach(self) -> tuple[int, int, int]:
+        """Makes the pipes; the write ends (of stdout, stderr and records) are the caller's to hand over and close.
+        Nothing is read before `resume`."""
+        writers: list[int] = []
+        try:
+            for stream in (1, 2, RECORDS):
+                reader, writer = os.pipe()
+                os.set_blocking(reader, False)
+                self._open[stream] = reader
+                writers.append(writer)
+        except OSError:
+            for writer in writers:
+                os.close(writer)
+            raise
+        stdout, stderr, records = writers
+        os.set_blocking(records, False)
+        _enlarge(records)
+        return stdout, stderr, records
 
     @property
     def ended(self) -> bool:
@@ -114,3 +131,11 @@ class OutputPipes:
         os.close(descriptor)
         del self._open[stream]
         return 0
+
+
+def _enlarge(pipe: int) -> None:
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        try:
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, RECORDS_SIZE)
+        except OSError:
+            pass  # this user's pipes hold enough already: it stays as it is

@@ -48,7 +48,7 @@ class ProcessEngine:
         ...
         await engine.close()
 
-    `runner` names the module whose `run(launch)` is the life of a container; `runtime` are directories that it needs
+    `runner` names the module that is the life of a container (see `child`); `runtime` are directories that it needs
     beyond kedge's own. Both are for tests and for other runtimes.
     """
 
@@ -157,7 +157,7 @@ class ProcessEngine:
         await asyncio.to_thread(system.kill_sessions, {process for process in lost.values() if process})
         for name in lost:
             del self._living[name]
-            self._report(ContainerLost(name, f"the supervisor of its machine died ({cause}, {reason})"))
+            self._report(ContainerLost(name, f"the supervisor of its machine died ({cause}, {reason})", blameless=True))
         while True:
             await asyncio.sleep(self._pause)
             self._pause = min(self._pause * 2, _LONGEST_PAUSE_S)

@@ -6,6 +6,7 @@ its orphaned descendants, so that whatever it started hangs below it until it en
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -15,6 +16,8 @@ from kedge.engines import system
 
 LAUNCH_FD = 3
 """Where a freshly started process finds what it was started with."""
+RECORDS_FD = 4
+"""Where a freshly started container finds the pipe of its records."""
 COULD_NOT_START = 127
 
 file_limit: tuple[int, int] | None = None
@@ -53,9 +56,14 @@ def detach(parent: int, stdout: int, stderr: int) -> None:
 
 
 def spawn(
-    arguments: Sequence[str], variables: Mapping[str, str], handed: int, stdio: tuple[int, int], *, container: bool
+    arguments: Sequence[str],
+    variables: Mapping[str, str],
+    handed: int,
+    stdio: tuple[int, int],
+    records: int | None = None,
 ) -> int:
-    """Starts a fresh interpreter with `handed` as descriptor 3 and the two given ones as its output.
+    """Starts a fresh interpreter with `handed` as descriptor 3 and the two of `stdio` as its output. One that becomes a
+    container has `records` as descriptor 4.
 
     OSError where no process can be made; an interpreter that cannot run shows as exit code 127, its reason on stderr.
     """
@@ -64,7 +72,7 @@ def spawn(
     if process:
         return process
     try:
-        if container:
+        if records is not None:
             detach(parent, *stdio)
         else:
             system.die_with(parent)
@@ -76,10 +84,13 @@ def spawn(
             signal.signal(number, signal.SIG_DFL)
         if file_limit is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, file_limit)
-        if handed == LAUNCH_FD:
-            os.set_inheritable(handed, True)
-        else:
-            os.dup2(handed, LAUNCH_FD)
+        above = [  # of both targets: neither is to be overwritten before it was copied
+            (fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, RECORDS_FD + 1), target)
+            for source, target in ((handed, LAUNCH_FD), (records, RECORDS_FD))
+            if source is not None
+        ]
+        for source, target in above:
+            os.dup2(source, target)
         os.execve(arguments[0], list(arguments), dict(variables))
     except BaseException as error:
         os.write(2, f"kedge: cannot start {arguments[0]}: {error}\n".encode())

@@ -39,6 +39,7 @@ from kedge.model.spec import Launch
 
 _LAST_LINES_S = 1.0
 """How long a container that has ended may owe its exit status, or a stranger may hold its output open."""
+ORPHANED = "its fork server died"
 _BURIAL_S = 5.0
 """How long the end of everything may take: only a process stuck in the kernel needs longer than milliseconds."""
 
@@ -72,13 +73,12 @@ class Container:
         self._supervisor = supervisor
         self._handed: tuple[int, ...] = ()
 
-    def hand_over(self) -> tuple[int, int, int]:
-        """Descriptors for its process: what it is to be, its stdout, its stderr."""
-        stdout, stderr = self.output.attach()
-        self._handed = (stdout, stderr)
+    def hand_over(self) -> tuple[int, int, int, int]:
+        """Descriptors for its process: what it is to be, its stdout, its stderr, its records."""
+        pipes = self._handed = self.output.attach()
         descriptor = _sealed(msgspec.msgpack.encode(self.launch))
-        self._handed = (descriptor, stdout, stderr)
-        return descriptor, stdout, stderr
+        self._handed = (descriptor, *pipes)
+        return descriptor, *pipes
 
     def keep_own(self) -> None:
         """Closes this side's copies of what was handed over."""
@@ -188,8 +188,8 @@ class Supervisor:
         arguments = boot.command(environment.python, boot.CONTAINER, spawn.LAUNCH_FD, self._runtime, self._runner)
         variables = threads.sized(dict(environment.variables), launch.function.resources.cpu)
         try:
-            descriptor, stdout, stderr = birth.hand_over()
-            process = spawn.spawn(arguments, variables, descriptor, (stdout, stderr), container=True)
+            descriptor, stdout, stderr, records = birth.hand_over()
+            process = spawn.spawn(arguments, variables, descriptor, (stdout, stderr), records)
         except OSError as error:
             birth.fail(f"cannot start a process: {error}")
             return
@@ -231,7 +231,7 @@ class Supervisor:
             container = self._containers[name]
             container.own_child = True
             if container.fate is None:
-                container.why = "its fork server died"
+                container.why = ORPHANED
                 system.send_signal(signal.SIGKILL, container.process, container.pidfd)
             self._look_after(container)
 
@@ -292,6 +292,7 @@ class Supervisor:
                 exit_code=exit_code,
                 signal=number,
                 out_of_memory=starved,
+                blameless=container.own_child and container.why == ORPHANED,
             )
         )
 
@@ -358,7 +359,7 @@ def _sealed(data: bytes) -> int:
 def main(descriptor: int, runtime: Sequence[str], runner: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        try:  # three descriptors a container; containers get the limit back that they would have had
+        try:  # four descriptors a container; containers get the limit back that they would have had
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             spawn.file_limit = (soft, hard)
         except (ValueError, OSError):

@@ -422,7 +422,8 @@ class OutputCaptured(Message, frozen=True):
     """Bytes a container wrote: `stream` is 1 (stdout) or 2 (stderr). Not seen by the core.
 
     From the supervisor, 1 and 2 are what came through the file descriptors themselves, and RECORDS carries what Python
-    code wrote, framed with its input (`wire.records`). Clients get the latter taken apart, with the fields below."""
+    code wrote, framed with its input (`wire.records`). Clients get the latter taken apart, with the fields below; no
+    data tells them that the container has ended."""
 
     container: str
     stream: int

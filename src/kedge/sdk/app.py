@@ -109,6 +109,10 @@ class App:
             retries: How often an input whose code failed is tried again: a number, or `kedge.Retries`.
             timeout: Seconds that one input may run. Default 300.
             startup_timeout: Seconds for imports and enter hooks. Default: as `timeout`.
+            queue_timeout: Seconds that an input may wait for its first slot; then it ends with QueueTimeoutError.
+                Default: any time.
+            max_queued_inputs: Inputs that may wait at once. One more is refused with ResourceExhaustedError, whose
+                `retry_after` says in how many seconds another try may succeed; `.map` waits and tries again by itself.
             name: Default: the function's own name.
             is_generator: Default: whether it is a generator function.
             serialized: Sends the code by value, so that nested functions and lambdas work.
@@ -250,14 +254,11 @@ class App:
     def function_specs(self) -> tuple[FunctionSpec, ...]:
         """Everything declared, ready to be sent: code that goes by value is pickled now.
 
-        Raises UnavailableError where something is declared that this version cannot serve: web and batched functions.
+        Raises UnavailableError where something is declared that this version cannot serve: web functions.
         """
         if web := self.registered_web_endpoints:
             instead = "Call plain functions with .remote(), or remove the web decorators to run the rest of the app."
             refuse(f"{self} has web functions ({', '.join(web)}), and serving HTTP", instead)
-        if batched := [name for name, handle in self._handles.items() if any(m.batching for m in handle.spec.methods)]:
-            instead = "Remove @kedge.batched and take one input at a time, with @kedge.concurrent for those that wait."
-            refuse(f"{self} has batched functions ({', '.join(batched)}), and collecting inputs into batches", instead)
         self._payloads.clear()
         return tuple(handle.app.complete(handle.spec) for handle in self._handles.values())
 

@@ -71,15 +71,22 @@ class AsyncLink:
             for message in messages:
                 connection.send(message)
 
-    async def wait(self, pending: Pending) -> None:
+    async def wait(self, pending: Pending, timeout: float | None = None) -> None:
+        """Until `pending.ready`, or for `timeout` seconds."""
+        loop = asyncio.get_running_loop()
         while not pending.ready:
-            future = asyncio.get_running_loop().create_future()
+            future = loop.create_future()
             pending.bell = lambda future=future: None if future.done() else future.set_result(None)
+            timer = None if timeout is None else loop.call_later(timeout, pending.bell)
             try:
                 if not pending.ready:
                     await future
             finally:
                 pending.bell = None
+                if timer is not None:
+                    timer.cancel()
+            if timer is not None:
+                return
 
     def wake(self, pending: Pending) -> None:
         """Something else than a message made `pending` ready."""

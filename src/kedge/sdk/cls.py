@@ -25,6 +25,7 @@ from kedge.sdk.handle import load_code, rebatched
 from kedge.sdk.later import refuse
 from kedge.sdk.partial import partials_of
 from kedge.sdk.service import PARAMETERS_ATTRIBUTE, hooks_of, make_instance
+from kedge.sdk.target import NO_LIMITS, Limits
 from kedge.sdk.usage import keywords_only, nearest
 
 if TYPE_CHECKING:
@@ -43,11 +44,19 @@ class Cls:
     _kedge_handle = "class"
 
     def __init__(
-        self, app: App, spec: FunctionSpec, user: type | None, *, declared: FunctionSpec | None = None
+        self,
+        app: App,
+        spec: FunctionSpec,
+        user: type | None,
+        *,
+        declared: FunctionSpec | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.app = app
         self.spec = spec
         self._declared = declared or spec
+        self._limits = limits
+        """What calls of its methods bring along."""
         self._user = user
         if user is not None:
             self.__name__ = user.__name__
@@ -105,14 +114,19 @@ class Cls:
 
     def __reduce__(self) -> Any:
         declared = structs.replace(self._declared, serialized=None)
-        return _restore, (self.app, self.app.complete(self.spec), declared)
+        return _restore, (self.app, self.app.complete(self.spec), declared, self._limits)
 
     # ------------------------------------------------------------ variants
 
     @keywords_only("Model.with_options(gpu='H100')", name="with_options", accepts=options.VARIANT_KEYWORDS, bound=True)
     def with_options(self, **changes: Unpack[options.VariantOptions]) -> Cls:
-        """The same class with other settings and containers of its own; see `Function.with_options`."""
-        return self._variant(options.apply("with_options", self.spec, changes))
+        """The same class with other settings; see `Function.with_options`.
+
+        Example:
+            Model.with_options(timeout=5)(name="small").generate.remote("Hello")
+        """
+        spec, limits = options.vary("with_options", self.spec, self._limits, changes)
+        return self._variant(spec, limits)
 
     @keywords_only("Model.with_concurrency(max_inputs=10)", name="with_concurrency", bound=True)
     def with_concurrency(self, *, max_inputs: int, target_inputs: int | None = None) -> Cls:
@@ -125,8 +139,9 @@ class Cls:
         """The same class with other batches of its batched method."""
         return self._variant(rebatched(self.spec, batching_of("with_batching", max_batch_size, wait_ms)))
 
-    def _variant(self, spec: FunctionSpec) -> Cls:
-        return Cls(self.app, spec, self._user, declared=self._declared)
+    def _variant(self, spec: FunctionSpec, limits: Limits | None = None) -> Cls:
+        limits = self._limits if limits is None else limits
+        return Cls(self.app, spec, self._user, declared=self._declared, limits=limits)
 
     @staticmethod
     def from_name(
@@ -151,6 +166,7 @@ class Cls:
             parameters=self.payload_of(values),
             obj=obj,
             instance=instance,
+            limits=self._limits,
         )
 
     def method_of_instance(self, instance: object, method: str) -> Function[..., Any, Any]:
@@ -328,8 +344,22 @@ class Obj:
             scaledown_window=scaledown_window,
         )
 
+    def _update_concurrency(self, *, max_inputs: int | None = None, target_inputs: int | None = None) -> None:
+        """Changes how many inputs a container of this parameter set takes at once; see `Function.update_concurrency`.
+
+        Example:
+            Model(name="small").update_concurrency(max_inputs=20)
+        """
+        self._service().update_concurrency(max_inputs=max_inputs, target_inputs=target_inputs)
+
+    async def _update_concurrency_async(
+        self, *, max_inputs: int | None = None, target_inputs: int | None = None
+    ) -> None:
+        await self._service().update_concurrency.aio(max_inputs=max_inputs, target_inputs=target_inputs)
+
     update_autoscaler = Dual(_update_autoscaler, _update_autoscaler_async)
+    update_concurrency = Dual(_update_concurrency, _update_concurrency_async)
 
 
-def _restore(app: App, spec: FunctionSpec, declared: FunctionSpec) -> Cls:
-    return Cls(app, spec, None, declared=declared)
+def _restore(app: App, spec: FunctionSpec, declared: FunctionSpec, limits: Limits) -> Cls:
+    return Cls(app, spec, None, declared=declared, limits=limits)

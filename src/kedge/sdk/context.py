@@ -6,10 +6,13 @@ that threads and tasks of concurrent inputs each see their own; `contextvars.cop
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from contextvars import ContextVar, Token
-from typing import Protocol
+from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from kedge.model.ids import input_id
 from kedge.model.spec import FunctionSpec
@@ -38,10 +41,33 @@ class ContainerContext(Struct, frozen=True, kw_only=True):
     control: ContainerControl | None = None
 
 
-class InputContext:
-    """The input that the current thread or task works on. For a batch: its first input, and all in `members`."""
+class Shelter(Protocol):
+    """Where the code of an input runs: it can hold back what interrupts that code. See `kedge.shield`."""
 
-    __slots__ = ("attempt", "call", "cancelled", "index", "lease", "members", "method")
+    def enter(self, current: InputContext) -> None:
+        """From here on nothing interrupts it. No effect in a thread that does not run the input's own code."""
+
+    def leave(self, current: InputContext) -> bool:
+        """Lets it be interrupted again. What was held back is raised here, or at the next await: then True."""
+
+
+class InputContext:
+    """The input that the current thread or task works on. For a batch: its first input, and all in `ids`."""
+
+    __slots__ = (
+        "attempt",
+        "call",
+        "cancelled",
+        "deadline",
+        "held_back",
+        "index",
+        "lease",
+        "members",
+        "method",
+        "shelter",
+        "shields",
+        "voice",
+    )
 
     def __init__(
         self,
@@ -54,12 +80,47 @@ class InputContext:
     ) -> None:
         self.call = call
         self.index = index
+        """Which input of its call it is."""
         self.attempt = attempt
+        """0 at the first try, 1 at the first retry."""
         self.method = method
+        """The method of a class that it calls; empty for a function."""
         self.lease = lease
         self.members = members or ((call, index),)
         self.cancelled = ""
-        """`cancelled` or `timeout` once the work is no longer wanted; the executor sets it."""
+        """Why its work is no longer wanted: `cancelled` or `timeout`; empty while it is. Code that nothing interrupts
+        (a loop in C, a thread of its own) asks this and ends by itself."""
+        self.deadline = 0.0
+        """When its time is over, as `time.perf_counter` counts; 0 before its code has begun."""
+        self.shelter: Shelter | None = None
+        self.shields = 0
+        """How many blocks of `kedge.shield` its code is in."""
+        self.held_back: Callable[[], object] | None = None
+        """Interrupts a task that was shielded when that was due."""
+        self.voice: Any = None
+        """What it prints (`container.output`); None until it does."""
+
+    @property
+    def id(self) -> str:
+        return input_id(self.call, self.index)
+
+    @property
+    def call_id(self) -> str:
+        """The id of the call that it belongs to: `kedge.FunctionCall.from_id` finds it."""
+        return self.call
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all members of the batch; for an input of its own, just that."""
+        return tuple(input_id(call, index) for call, index in self.members)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until its `timeout`: 0 when that is over, infinite where it has none."""
+        return max(0.0, self.deadline - time.perf_counter()) if self.deadline else math.inf
+
+    def __repr__(self) -> str:
+        return f"<input {self.id}, attempt {self.attempt}{f', {self.cancelled}' if self.cancelled else ''}>"
 
 
 _container: ContainerContext | None = None
@@ -89,6 +150,13 @@ def set_container(
     )
 
 
+def set_control(control: ContainerControl) -> None:
+    """From now on user code may ask the container for something: it takes inputs."""
+    global _container
+    assert _container is not None
+    _container = structs.replace(_container, control=control)
+
+
 def clear_container() -> None:
     """Forgets it: for tests that play container in their own process."""
     global _container
@@ -100,8 +168,8 @@ def container() -> ContainerContext | None:
     return _container
 
 
-def enter_input(current: InputContext) -> Token[InputContext | None]:
-    """From here on this thread or task works on `current`."""
+def enter_input(current: InputContext | None) -> Token[InputContext | None]:
+    """From here on this thread or task works on `current`; None: on no input."""
     return _input.set(current)
 
 
@@ -110,7 +178,24 @@ def exit_input(token: Token[InputContext | None]) -> None:
 
 
 def current_input() -> InputContext | None:
+    """The input that the calling code works on; None outside of one.
+
+    It has `id`, `call_id`, `index`, `attempt` and `method`, `ids` with all members of a batch, `remaining` seconds, and
+    `cancelled`: empty while the work is wanted, else why it is not. Threads and tasks that the input starts see it too.
+
+    Example:
+        @app.function()
+        def work(chunks):
+            for chunk in chunks:
+                if kedge.current_input().cancelled:
+                    break
+                long_call_into_c(chunk)
+    """
     return _input.get()
+
+
+get_input: Callable[[], InputContext | None] = _input.get
+"""`current_input` for the path of every printed line: a builtin."""
 
 
 def current_input_id() -> str | None:

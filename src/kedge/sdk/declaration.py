@@ -82,6 +82,11 @@ class Declaration:
         method = partial.method_spec("")
         if self._is_generator is not None:
             method = structs.replace(method, is_generator=self._is_generator)
+        if method.batching is not None and method.is_generator:
+            raise InvalidError(
+                f"{raw.__qualname__}: is_generator=True and @kedge.batched exclude each other; a batched function "
+                f"returns a list with one result per input: remove is_generator="
+            )
         spec = self._complete(raw, methods=(method,), concurrency=self._concurrency(raw.__name__, partial.concurrency))
         self._check_retries(spec)
         handle: Function[..., Any, Any] = Function(self.app, spec, raw)

@@ -49,6 +49,20 @@ def concurrency_of(decorator: str, max_inputs: Any, target_inputs: Any) -> Concu
     return Concurrency(max_inputs, target_inputs, declared=True)
 
 
+def concurrency_changes(owner: str, max_inputs: Any, target_inputs: Any) -> dict[str, int | None]:
+    """Checked numbers for a running function; None leaves one as it is."""
+    if max_inputs is None and target_inputs is None:
+        raise InvalidError(
+            f"{owner}.update_concurrency() changes nothing; write {owner}.update_concurrency(max_inputs=…), "
+            f"target_inputs=…, or both"
+        )
+    if max_inputs is None:
+        validation.whole_number("update_concurrency: target_inputs", target_inputs, least=1, most=MAX_SLOTS)
+    else:
+        concurrency_of("update_concurrency", max_inputs, target_inputs)
+    return {"max_inputs": max_inputs, "target_inputs": target_inputs}
+
+
 @keywords_only("@kedge.concurrent(max_inputs=10)", name="kedge.concurrent")
 def concurrent(*, max_inputs: int, target_inputs: int | None = None) -> Callable[[F], F]:
     """Lets one container work on many inputs at once. Stack it under `@app.function()` or `@app.cls()`.
@@ -115,14 +129,20 @@ def batching_of(decorator: str, max_batch_size: Any, wait_ms: Any) -> Batching:
 
 @keywords_only("@kedge.batched(max_batch_size=8, wait_ms=100)", name="kedge.batched")
 def batched(*, max_batch_size: int, wait_ms: int) -> BatchedDecorator:
-    """Collects single inputs into lists: the function runs once per batch. Stack it under `@app.function()`.
+    """Collects single inputs into lists: the function runs once per batch. Stack it under `@app.function()`, or use it
+    on the only method of an `@app.cls()` class.
 
-    Each parameter becomes a list with one item per input, and the function returns a list of the same length. A batch
-    takes one slot of its container.
+    Each parameter becomes a list with one item per input, and the function returns a list with one result for each, in
+    the same order. Callers notice nothing of it: they give single values and get single results. `.local()` calls the
+    plain function, with lists.
+
+    A batch takes one slot of its container: with `@kedge.concurrent(max_inputs=3)` three batches run at once. An
+    exception goes to every caller of its batch. Cancelling one input drops its result; the code is interrupted when
+    nobody waits for the batch any more. `kedge.current_input().ids` names all its inputs.
 
     Args:
         max_batch_size: Inputs of one batch at most, 1 to 1000.
-        wait_ms: Milliseconds that the first input of a batch waits for others.
+        wait_ms: Milliseconds that the first input of a batch waits for others, 0 to 600000.
 
     Example:
         @app.function()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -55,8 +56,17 @@ def is_prompt(iterator: object) -> bool:
 
 def template(target: Target, durable: bool = False) -> InputsSubmitted:
     """What all messages of a new call of many inputs have in common."""
-    parent = context.current_input_id() or ""
-    return InputsSubmitted(new_call_id(), target.pool, 0, [], target.method, durable, parent)
+    return InputsSubmitted(
+        new_call_id(),
+        target.pool,
+        0,
+        [],
+        target.method,
+        durable,
+        context.current_input_id() or "",
+        timeout=target.timeout,
+        queue_timeout=target.queue_timeout,
+    )
 
 
 class MapCall(Pending):
@@ -86,10 +96,10 @@ class MapCall(Pending):
             raise self.failure
 
     def leftovers(self) -> list[Payload | None]:
-        """The values of results that came and that nobody took."""
+        """The values that nobody takes any more."""
         while self._arrived:
             self._window.receive(self._arrived.popleft())
-        return [result.payload for result in self._window.leftovers()]
+        return self._window.leftovers()
 
 
 class Run:
@@ -102,6 +112,7 @@ class Run:
         self.call = MapCall(self.message, self.window)
         self._kwargs = kwargs
         self._return_exceptions = return_exceptions
+        self._retry_at: float | None = None
 
     def payload(self, args: Sequence[Any], blobs: BlobStore | None) -> Payload:
         return arguments_payload(args, self._kwargs, blobs, self.target.name)
@@ -114,6 +125,19 @@ class Run:
             if self._return_exceptions:
                 return error
             raise
+
+    def retry(self, link: Link | AsyncLink) -> float | None:
+        """Sends refused inputs again when it is time; how many seconds it is until then, None where there are none."""
+        window = self.window
+        if not window.refused:
+            self._retry_at = None
+            return None
+        now = time.monotonic()
+        due = self._retry_at is not None and now >= self._retry_at
+        if due or self._retry_at is None:
+            self._retry_at = now + window.retry_after
+        link.send(window.retry(self.message, due))
+        return self._retry_at - now
 
     def begin(self, link: Link | AsyncLink) -> None:
         link.registry.calls[self.message.call] = self.call

@@ -15,10 +15,11 @@ from msgspec import structs
 from kedge.exception import InvalidError
 from kedge.model.spec import AutoscalerSettings, FunctionSpec
 from kedge.sdk import options
-from kedge.sdk.decorators import batching_of, concurrency_of
+from kedge.sdk.decorators import batching_of, concurrency_changes, concurrency_of
 from kedge.sdk.dual import Dual
 from kedge.sdk.handle import Handle, rebatched
 from kedge.sdk.later import refuse
+from kedge.sdk.target import Limits
 from kedge.sdk.usage import keywords_only
 
 P = ParamSpec("P")
@@ -59,7 +60,8 @@ class Function(Handle, Generic[P, R, L]):
     def _remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs the function in a container and waits for its result; an exception of the function is raised here.
 
-        Raises ExecutionError where the app is not running, FunctionTimeoutError where the input's time limit was hit.
+        Raises ExecutionError where the app is not running, FunctionTimeoutError where the input's time limit was hit,
+        QueueTimeoutError where it waited too long, and ResourceExhaustedError where too many wait already.
         """
         from kedge.sdk import invocation
 
@@ -115,6 +117,8 @@ class Function(Handle, Generic[P, R, L]):
         wrap_returned_exceptions: bool | None = None,
     ) -> Iterator[R]:
         """Runs the function once per item and gives the results, lazily: nothing happens until they are read.
+
+        Where `max_queued_inputs` of the function are waiting, the map waits too, and submits the rest later.
 
         Args:
             input_iterators: One per positional parameter; the shortest one ends the map. They are read only a bounded
@@ -205,7 +209,11 @@ class Function(Handle, Generic[P, R, L]):
         *input_iterators: Iterable[Any],
         kwargs: Mapping[str, Any] = {},
     ) -> FunctionCall[R]:
-        """Starts one call with an input per item and returns its handle: results by `get(index=…)` or `iter()`."""
+        """Starts one call with an input per item and returns its handle: results by `get(index=…)` or `iter()`.
+
+        Unlike `map` it does not wait for others: an input beyond `max_queued_inputs` of the function fails, and whoever
+        asks for its result gets ResourceExhaustedError.
+        """
         from kedge.sdk import invocation
 
         self._check_iterators("spawn_map", input_iterators)
@@ -243,16 +251,22 @@ class Function(Handle, Generic[P, R, L]):
 
     @keywords_only("f.with_options(timeout=600)", name="with_options", accepts=options.VARIANT_KEYWORDS, bound=True)
     def with_options(self, **changes: Unpack[options.VariantOptions]) -> Function[P, R, L]:
-        """A variant with other settings and containers of its own; this handle stays as it is.
+        """The same function with other settings; this handle stays as it is.
 
-        Takes cpu, memory, gpu, env, retries, timeout, max_containers, buffer_containers, scaledown_window,
-        concurrency_limit, region, cloud and routing_region, as `@app.function` does.
+        Takes cpu, memory, gpu, env, retries, max_containers, buffer_containers, scaledown_window, concurrency_limit,
+        region, cloud and routing_region, as `@app.function` does: the variant has containers of its own.
+
+        Also takes timeout and queue_timeout. These travel with each call and change no container, so where nothing
+        else is given, the calls share the containers of this handle. They go before what the function or method says.
 
         Example:
-            train.with_options(gpu="H100", timeout=3600).remote()
+            train.with_options(gpu="H100").remote()
+            answer.with_options(timeout=5, queue_timeout=2).remote("now or never")
         """
-        self._refuse_method("with_options")
-        return self._variant(options.apply("with_options", self.spec, changes))
+        if any(value is not None for key, value in changes.items() if key not in options.CALL_LIMITS):
+            self._refuse_method("with_options")
+        spec, limits = options.vary("with_options", self.spec, self._limits, changes)
+        return self._variant(spec, limits)
 
     @keywords_only("f.with_concurrency(max_inputs=10)", name="with_concurrency", bound=True)
     def with_concurrency(self, *, max_inputs: int, target_inputs: int | None = None) -> Function[P, R, L]:
@@ -268,8 +282,18 @@ class Function(Handle, Generic[P, R, L]):
         settings = batching_of("with_batching", max_batch_size, wait_ms)
         return self._variant(rebatched(self.spec, settings))
 
-    def _variant(self, spec: FunctionSpec) -> Function[P, R, L]:
-        return Function(self.app, spec, self._raw, declared=self._declared)
+    def _variant(self, spec: FunctionSpec, limits: Limits | None = None) -> Function[P, R, L]:
+        return Function(
+            self.app,
+            spec,
+            self._raw,
+            declared=self._declared,
+            method=self._method.name,
+            parameters=self._parameters,
+            obj=self._obj,
+            instance=self._instance,
+            limits=self._limits if limits is None else limits,
+        )
 
     def _refuse_method(self, how: str) -> None:
         if self._method.name:
@@ -321,15 +345,48 @@ class Function(Handle, Generic[P, R, L]):
             self.target(), **self._scaling(min_containers, max_containers, buffer_containers, scaledown_window)
         )
 
+    def _update_concurrency(self, *, max_inputs: int | None = None, target_inputs: int | None = None) -> None:
+        """Changes how many inputs a container of the running function takes at once, until its app is started anew.
+
+        None leaves a number as it is. Nothing that runs is interrupted: a lower number holds for the inputs that start
+        from now on, a higher one counts at once. See `kedge.concurrent` for what the numbers mean. Where a function
+        that had one slot gets more, its sync inputs run on threads from then on, not on the main thread any more.
+
+        Raises:
+            InvalidError: no number, below 1, not a whole number, or a target above the maximum.
+
+        Example:
+            f.update_concurrency(max_inputs=20, target_inputs=15)
+            f.update_concurrency(target_inputs=10)
+        """
+        from kedge.sdk import invocation
+
+        invocation.update_concurrency(self.target(), **self._slots(max_inputs, target_inputs))
+
+    async def _update_concurrency_async(
+        self, *, max_inputs: int | None = None, target_inputs: int | None = None
+    ) -> None:
+        from kedge.sdk import invocation
+
+        await invocation.update_concurrency_async(self.target(), **self._slots(max_inputs, target_inputs))
+
     get_current_stats = Dual(_get_current_stats, _get_current_stats_async)
     update_autoscaler = Dual(_update_autoscaler, _update_autoscaler_async)
+    update_concurrency = Dual(_update_concurrency, _update_concurrency_async)
 
-    def _scaling(self, *values: Any) -> dict[str, Any]:
+    def _refuse_bound_method(self, how: str) -> None:
         if self._method.name and self._obj is not None:
             raise InvalidError(
                 f"{self.name} is a method, and methods share the containers of their instance: write "
-                f"{self.spec.name}(…).update_autoscaler(…)"
+                f"{self.spec.name}(…).{how}(…)"
             )
+
+    def _slots(self, max_inputs: Any, target_inputs: Any) -> dict[str, int | None]:
+        self._refuse_bound_method("update_concurrency")
+        return concurrency_changes(self.name, max_inputs, target_inputs)
+
+    def _scaling(self, *values: Any) -> dict[str, Any]:
+        self._refuse_bound_method("update_autoscaler")
         names = ("min_containers", "max_containers", "buffer_containers", "scaledown_window")
         settings = dict(zip(names, values, strict=True))
         options.apply("update_autoscaler", structs.replace(self.spec, autoscaler=AutoscalerSettings()), settings)

@@ -40,6 +40,17 @@ class FunctionStats:
     num_running_inputs: int
     input_headroom: int
     """Free slots of the containers that are up."""
+    num_cancelled_inputs: int = 0
+    bursts: int = 0
+    """Inputs that a container took beyond `target_inputs`."""
+    loop_blocks: int = 0
+    """How often user code blocked the event loop of a container for long."""
+    wait_p50_s: float | None = None
+    """The median of how long inputs waited for a slot lately; None where there were none. 95th percentile below."""
+    wait_p95_s: float | None = None
+    run_p50_s: float | None = None
+    """The same for how long their code ran."""
+    run_p95_s: float | None = None
 
 
 class InputStatus(enum.IntEnum):

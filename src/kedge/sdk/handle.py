@@ -19,7 +19,7 @@ from kedge.model import ids
 from kedge.model.payload import Payload
 from kedge.model.spec import FunctionSpec, MethodSpec, Variant
 from kedge.sdk import context
-from kedge.sdk.target import Target
+from kedge.sdk.target import NO_LIMITS, Limits, Target
 
 if TYPE_CHECKING:
     from kedge.sdk.app import App
@@ -38,6 +38,7 @@ class Handle:
         parameters: Of the instance, unless all are defaults.
         obj: The instance's handle, for `.local`.
         instance: The plain object, inside of the code of its class.
+        limits: What its calls bring along.
     """
 
     _kedge_handle = "function"
@@ -53,6 +54,7 @@ class Handle:
         parameters: Payload | None = None,
         obj: Obj | None = None,
         instance: Any = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.app = app
         self.spec = spec
@@ -64,6 +66,7 @@ class Handle:
         self._obj = obj
         self._instance = instance
         """The plain object whose method this is, inside the code of its class."""
+        self._limits = limits
         self._target: Target | None = None
         if raw is not None:
             self.__name__ = getattr(raw, "__name__", spec.name)
@@ -117,6 +120,8 @@ class Handle:
             variant=variant,
             is_generator=self._method.is_generator,
             name=self.name,
+            timeout=self._limits.timeout,
+            queue_timeout=self._limits.queue_timeout,
         )
 
     def __repr__(self) -> str:
@@ -127,7 +132,7 @@ class Handle:
 
     def _pickled(self) -> tuple[Any, ...]:
         declared = structs.replace(self._declared, serialized=None)
-        return self.app, self.app.complete(self.spec), declared, self._method.name, self._parameters
+        return self.app, self.app.complete(self.spec), declared, self._method.name, self._parameters, self._limits
 
     if not TYPE_CHECKING:  # for type checkers a handle cannot be called
 
@@ -202,8 +207,9 @@ def _restore(
     declared: FunctionSpec,
     method: str,
     parameters: Payload | None,
+    limits: Limits,
 ) -> Handle:
     here = context.container()
     if spec.serialized is None and here is not None and here.function is not None and here.function.name == spec.name:
         spec = structs.replace(spec, serialized=here.function.serialized)
-    return kind(app, spec, None, declared=declared, method=method, parameters=parameters)
+    return kind(app, spec, None, declared=declared, method=method, parameters=parameters, limits=limits)

@@ -16,19 +16,19 @@ from kedge.model.protocol import (
     STREAM_WINDOW,
     AutoscalerUpdated,
     CallClosed,
+    ConcurrencyUpdated,
     InputsSubmitted,
     StatisticsRequested,
     StreamCredited,
 )
 from kedge.sdk import context, mapping
 from kedge.sdk.async_link import AsyncLink
-from kedge.sdk.blobs import BlobStore
 from kedge.sdk.calls import SingleCall, SpawnCall, StreamCall
 from kedge.sdk.client import Client, new_call_id
 from kedge.sdk.feeds import template
 from kedge.sdk.function_call import FunctionCall, FunctionStats
 from kedge.sdk.link import Link
-from kedge.sdk.map_window import submission
+from kedge.sdk.map_window import is_refusal, submission
 from kedge.sdk.serializer import arguments_payload, from_payload, from_result
 from kedge.sdk.target import Target
 
@@ -65,7 +65,7 @@ def call(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         raise
     finally:
         del calls[message.call]
-    return _value_of(pending, link.blobs, target)
+    return _value_of(pending, link, target)
 
 
 async def call_async(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -83,22 +83,34 @@ async def call_async(target: Target, args: Sequence[Any], kwargs: Mapping[str, A
         raise
     finally:
         del calls[message.call]
-    return _value_of(pending, link.blobs, target)
+    return _value_of(pending, link, target)
 
 
 def _first_message(target: Target, payload: Payload, stream: bool = False) -> InputsSubmitted:
     """The only input of a new call."""
     return InputsSubmitted(
-        new_call_id(), target.pool, 0, [payload], target.method, False, context.current_input_id() or "", stream, 1
+        new_call_id(),
+        target.pool,
+        0,
+        [payload],
+        target.method,
+        False,
+        context.current_input_id() or "",
+        stream,
+        1,
+        target.timeout,
+        target.queue_timeout,
     )
 
 
-def _value_of(pending: SingleCall, blobs: BlobStore | None, target: Target) -> Any:
+def _value_of(pending: SingleCall, link: Link | AsyncLink, target: Target) -> Any:
     result = pending.result
     if result is None:
         assert pending.failure is not None
         raise pending.failure
-    return from_result(result, blobs, target.name)
+    if result.error is not None and is_refusal(result):
+        link.registry.discard(pending.message.payloads)  # nobody else has taken them
+    return from_result(result, link.blobs, target.name)
 
 
 # ---------------------------------------------------------------- one input, many values
@@ -117,7 +129,7 @@ def stream(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Ge
                 value = pending.values.popleft()
                 _credit(pending, link)
                 yield from_payload(value, link.blobs, consume=True, what=f"a value of {target.name}")
-            if _stream_is_over(pending, link.blobs, target):
+            if _stream_is_over(pending, link, target):
                 return
             link.wait(pending)
     finally:
@@ -140,7 +152,7 @@ async def stream_async(target: Target, args: Sequence[Any], kwargs: Mapping[str,
                 value = pending.values.popleft()
                 _credit(pending, link)
                 yield from_payload(value, link.blobs, consume=True, what=f"a value of {target.name}")
-            if _stream_is_over(pending, link.blobs, target):
+            if _stream_is_over(pending, link, target):
                 return
             await link.wait(pending)
     finally:
@@ -150,14 +162,14 @@ async def stream_async(target: Target, args: Sequence[Any], kwargs: Mapping[str,
         link.registry.discard(pending.values)
 
 
-def _stream_is_over(pending: StreamCall, blobs: BlobStore | None, target: Target) -> bool:
+def _stream_is_over(pending: StreamCall, link: Link | AsyncLink, target: Target) -> bool:
     """Whether the generator has ended; raises what ended it otherwise. False: wait for more."""
     pending.ready = False
     if pending.values:
         pending.ready = True
         return False
     if pending.result is not None:
-        from_result(pending.result, blobs, target.name)
+        _value_of(pending, link, target)
         return True
     if pending.failure is not None:
         raise pending.failure
@@ -318,7 +330,19 @@ async def statistics_async(target: Target) -> FunctionStats:
 
 
 def _stats(value: dict[str, Any]) -> FunctionStats:
-    return FunctionStats(value["backlog"], value["containers"], value["running"], value["headroom"])
+    return FunctionStats(
+        value["backlog"],
+        value["containers"],
+        value["running"],
+        value["headroom"],
+        value["cancelled"],
+        value["bursts"],
+        value["loop_blocks"],
+        value["wait_p50_s"],
+        value["wait_p95_s"],
+        value["run_p50_s"],
+        value["run_p95_s"],
+    )
 
 
 def update_autoscaler(target: Target, **settings: Any) -> dict[str, Any]:
@@ -337,4 +361,21 @@ async def update_autoscaler_async(target: Target, **settings: Any) -> dict[str, 
     link = await Client.current().async_link()
     link.send(link.registry.announce(target.pool, target.variant))
     changed: dict[str, Any] = await link.request(lambda number: AutoscalerUpdated(number, target.pool, **settings))
+    return changed
+
+
+def update_concurrency(target: Target, **settings: Any) -> dict[str, Any]:
+    """Changes max_inputs, target_inputs or both of a running pool: the numbers now in force. None leaves one as it
+    is."""
+    link = Client.current().link()
+    link.send(link.registry.announce(target.pool, target.variant))
+    changed: dict[str, Any] = link.request(lambda number: ConcurrencyUpdated(number, target.pool, **settings))
+    return changed
+
+
+async def update_concurrency_async(target: Target, **settings: Any) -> dict[str, Any]:
+    """`update_concurrency` for event loops."""
+    link = await Client.current().async_link()
+    link.send(link.registry.announce(target.pool, target.variant))
+    changed: dict[str, Any] = await link.request(lambda number: ConcurrencyUpdated(number, target.pool, **settings))
     return changed

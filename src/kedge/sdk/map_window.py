@@ -4,6 +4,9 @@ An input counts from its submission until its result was taken: a slow consumer 
 iterator is read only as far ahead as the window reaches. The window is far larger than a container's slots, so that
 the autoscaler sees a backlog, and bounded in bytes as well as in inputs.
 
+Inputs that the server refuses, since too many wait for the function already, are kept and sent again (`retry`);
+meanwhile there is no room for new ones.
+
 Two threads may share a window: one submits, the other one receives and takes. Each counter has one writer.
 """
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from kedge.exception import ResourceExhaustedError
 from kedge.model.payload import Payload, Result
 from kedge.model.protocol import InputsSubmitted, Output
 
@@ -22,6 +26,9 @@ MAX_CHUNK = 250
 """Inputs of one message: a quarter of the window, so that the next one is under way before the window runs dry."""
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 """Bytes of one message, far below the limit of a frame."""
+LEAST_RETRY = 32
+"""Refused inputs that are sent again at once, or as many as the server works on: about as many as it may let in now,
+and no flood where it lets nobody in."""
 
 
 class MapWindow:
@@ -44,6 +51,11 @@ class MapWindow:
         self._outstanding: dict[int, Payload] = {}
         self._results: dict[int, Result] = {}
         self._arrived: deque[Result] = deque()
+        self._refused: dict[int, None] = {}
+        self._freed = 0
+        """Results since inputs were sent again last: each of them has left room for another input."""
+        self.retry_after = 0.0
+        """Seconds after the last refusal when there may be room again."""
         self.submitted = 0
         self.taken = 0
         self._bytes_in = 0
@@ -52,6 +64,8 @@ class MapWindow:
     @property
     def room(self) -> int:
         """Inputs that may be submitted now. One always may where nothing else is under way, however large it is."""
+        if self._refused:
+            return 0
         inputs = self._max_inputs - (self.submitted - self.taken)
         if self._bytes_in - self._bytes_out < self._max_bytes:
             return inputs
@@ -66,6 +80,11 @@ class MapWindow:
     def unfinished(self) -> bool:
         """Whether results are missing."""
         return bool(self._outstanding)
+
+    @property
+    def refused(self) -> bool:
+        """Whether inputs wait here because the server did not let them in."""
+        return bool(self._refused)
 
     @property
     def refillable(self) -> bool:
@@ -91,6 +110,13 @@ class MapWindow:
             if payload is None:
                 continue
             result = output.result
+            if result.error is not None and is_refusal(result):
+                outstanding[output.index] = payload
+                self._refused[output.index] = None
+                self.retry_after = result.error.retry_after
+                continue
+            if self._refused:
+                self._freed += 1
             self._bytes_out += cost(payload) - cost(result.payload)
             if ordered:
                 results[output.index] = result
@@ -111,16 +137,34 @@ class MapWindow:
         self._bytes_out += cost(result.payload)
         return result
 
-    def leftovers(self) -> list[Result]:
-        """Results that were received and not taken."""
-        return [*self._results.values(), *self._arrived]
+    def leftovers(self) -> list[Payload | None]:
+        """Values that were received and not taken, and arguments that were not let in: nobody else has them."""
+        results = [*self._results.values(), *self._arrived]
+        return [*(result.payload for result in results), *(self._outstanding[index] for index in self._refused)]
+
+    def retry(self, template: InputsSubmitted, due: bool) -> list[InputsSubmitted]:
+        """The oldest of the inputs that were not let in, to be sent again: for each result that has come meanwhile one,
+        and where it is time (`due`) as many as there may be room for."""
+        count = self._freed
+        if due:
+            count = max(LEAST_RETRY, count, len(self._outstanding) - len(self._refused))
+        self._freed = 0
+        again = sorted(self._refused)[:count]
+        for index in again:
+            del self._refused[index]
+        return self._messages(template, [(index, self._outstanding[index]) for index in again])
 
     def resend(self, template: InputsSubmitted) -> list[InputsSubmitted]:
-        """The inputs without a result again, in messages like `template`: consecutive ones together."""
+        """The inputs without a result again, for a server that has forgotten them; not those that wait for a retry."""
+        outstanding = sorted(self._outstanding.items())
+        return self._messages(template, [item for item in outstanding if item[0] not in self._refused])
+
+    def _messages(self, template: InputsSubmitted, inputs: list[tuple[int, Payload]]) -> list[InputsSubmitted]:
+        """Messages like `template`: consecutive inputs together."""
         messages: list[InputsSubmitted] = []
         run: list[Payload] = []
         first = next_index = -1
-        for index, payload in sorted(self._outstanding.items()):
+        for index, payload in inputs:
             if run and (index != next_index or len(run) >= MAX_CHUNK):
                 messages.append(submission(template, first, run))
                 run = []
@@ -131,6 +175,12 @@ class MapWindow:
         if run:
             messages.append(submission(template, first, run))
         return messages
+
+
+def is_refusal(result: Result) -> bool:
+    """Whether the server did not let the input in, since too many wait. An error of user code has a module."""
+    error = result.error
+    return error is not None and error.type == ResourceExhaustedError.__name__ and not error.module
 
 
 def submission(template: InputsSubmitted, first: int, payloads: list[Payload]) -> InputsSubmitted:
@@ -144,6 +194,9 @@ def submission(template: InputsSubmitted, first: int, payloads: list[Payload]) -
         template.durable,
         template.parent,
         template.stream,
+        -1,
+        template.timeout,
+        template.queue_timeout,
     )
 
 

@@ -201,12 +201,14 @@ def _results(run: Run, arguments: Iterator[Sequence[Any]], prompt: bool) -> Gene
                 yield run.value(result, blobs)
                 if not window.taken & _REFILL_MASK:
                     feed.advance()
+                    run.retry(link)
             if feed.error is not None:
                 raise feed.error
             if over and window.idle:
                 return
+            patience = run.retry(link)
             if not call.ready and not feed.can_advance:
-                link.wait(call)
+                link.wait(call, patience)
     finally:
         feed.stop()
         run.end(link)
@@ -228,12 +230,14 @@ async def _results_async(
                 yield run.value(result, blobs)
                 if not window.taken & _REFILL_MASK:
                     feed.advance()
+                    run.retry(link)
             if feed.error is not None:
                 raise feed.error
             if over and window.idle:
                 return
+            patience = run.retry(link)
             if not call.ready and not feed.can_advance:
-                await link.wait(call)
+                await link.wait(call, patience)
     finally:
         feed.stop()
         run.end(link)

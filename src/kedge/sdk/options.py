@@ -17,6 +17,7 @@ from kedge.model.spec import Concurrency, FunctionSpec
 from kedge.sdk import validation
 from kedge.sdk.image import Image
 from kedge.sdk.retries import Retries, policy_of
+from kedge.sdk.target import Limits
 from kedge.sdk.usage import old_spelling, warn
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class FunctionOptions(ClsOptions, total=False):
     is_generator: bool | None
 
 
+CALL_LIMITS = Limits.__struct_fields__
+"""Keywords of `with_options` that travel with each call: alone they make no variant."""
 VARIANT_KEYWORDS = tuple(VariantOptions.__annotations__)
 CLS_KEYWORDS = tuple(ClsOptions.__annotations__)
 FUNCTION_KEYWORDS = tuple(FunctionOptions.__annotations__)
@@ -169,6 +172,14 @@ def apply(owner: str, spec: FunctionSpec, options: Mapping[str, Any]) -> Functio
     result = structs.replace(spec, **changes)
     check_scaling(owner, result)
     return result
+
+
+def vary(owner: str, spec: FunctionSpec, limits: Limits, changes: Mapping[str, Any]) -> tuple[FunctionSpec, Limits]:
+    """What `with_options` makes of a handle: the settings of its containers, and what its calls bring along."""
+    given = {key: changes[key] for key in CALL_LIMITS if changes.get(key) is not None}
+    checked = {key: _VALUES[key](f"{owner}: {key}", value) for key, value in given.items()}
+    rest = {key: value for key, value in changes.items() if key not in CALL_LIMITS}
+    return apply(owner, spec, rest), structs.replace(limits, **checked)
 
 
 def check_scaling(owner: str, spec: FunctionSpec) -> None:

@@ -6,11 +6,13 @@ The CLI registers a sink that draws; `enable_output()` registers a plain one. Th
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from kedge.model.protocol import OutputCaptured
+from kedge.sdk.lines import Lines, Origin
 
 
 class OutputSink(Protocol):
@@ -20,7 +22,7 @@ class OutputSink(Protocol):
     """Seconds between two calls of `progress`; 0 for none."""
 
     def captured(self, message: OutputCaptured) -> None:
-        """A container wrote bytes."""
+        """A container wrote bytes; no bytes say that it has ended."""
 
     def notice(self, text: str, level: str = "info") -> None:
         """Something to read once. `level` is info, room or warning."""
@@ -30,14 +32,28 @@ class OutputSink(Protocol):
 
 
 class PlainOutput:
-    """Passes on what containers write, stdout to stdout and stderr to stderr, and notices to stderr."""
+    """Passes on the lines that containers write, stdout to stdout and stderr to stderr, and notices to stderr."""
 
     progress_interval = 0.0
 
+    def __init__(self) -> None:
+        self._lines = Lines()
+        self._mutex = threading.Lock()
+
     def captured(self, message: OutputCaptured) -> None:
-        stream = sys.stderr if message.stream == 2 else sys.stdout
-        stream.write(message.data.decode("utf-8", "replace"))
-        stream.flush()
+        with self._mutex:
+            self._write(self._lines.feed(message))
+
+    def flush(self) -> None:
+        """Writes lines whose end never came."""
+        with self._mutex:
+            self._write(self._lines.rest())
+
+    def _write(self, found: list[tuple[Origin, list[bytes]]]) -> None:
+        for origin, lines in found:
+            stream = sys.stderr if origin.stream == 2 else sys.stdout
+            stream.write(b"".join(lines).decode("utf-8", "replace"))
+            stream.flush()
 
     def notice(self, text: str, level: str = "info") -> None:
         print(f"kedge: {text}", file=sys.stderr, flush=True)
@@ -72,5 +88,9 @@ def enable_output() -> Iterator[None]:
         with kedge.enable_output(), app.run():
             square.remote(3)
     """
-    with show_on(PlainOutput()):
-        yield
+    output = PlainOutput()
+    try:
+        with show_on(output):
+            yield
+    finally:
+        output.flush()

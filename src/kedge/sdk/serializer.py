@@ -27,7 +27,9 @@ from kedge.exception import (
     ExecutionError,
     FunctionTimeoutError,
     InternalFailure,
+    QueueTimeoutError,
     RemoteError,
+    ResourceExhaustedError,
     SerializationError,
 )
 from kedge.model.payload import (
@@ -53,6 +55,9 @@ MESSAGE_LIMIT = 16 * 1024
 """Characters of an exception's own text that travel."""
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
+_OWN_CANCELLATIONS = tuple(
+    f"{kind.__module__}.{kind.__qualname__}" for kind in (exception.InputCancellation, exception.InputTimeout)
+)
 _MAIN_MARK = b"__main__"
 _main_is_shipped = False
 _by_value_lock = threading.Lock()
@@ -313,6 +318,9 @@ def to_exception(error: ErrorInfo | None, status: str = FAILURE, what: str = "th
     """
     message = error.message if error is not None else ""
     if status == TIMEOUT:
+        waited = _own_error(error) if error is not None else None
+        if isinstance(waited, QueueTimeoutError):
+            return waited
         late = FunctionTimeoutError(message or f"{what} ran longer than the timeout of its function")
         if error is not None:
             # Where the code was when its time was over.
@@ -360,6 +368,8 @@ def _own_error(error: ErrorInfo) -> Exception | None:
     kind = getattr(exception, error.type, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
         made = kind(error.message)
+        if isinstance(made, ResourceExhaustedError):
+            made.retry_after = error.retry_after or None
         tracebacks.attach(made, error.frames, error.traceback)
         return made
     return None
@@ -382,7 +392,12 @@ def _stand_in(error: ErrorInfo, status: str, what: str) -> Exception:
     stand_in: Exception
     if status == INIT_FAILURE:
         stand_in = RemoteError(f"the container could not start: {name}: {error.message}{remote}")
-    elif name in ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "asyncio.exceptions.CancelledError"):
+    elif name in ("asyncio.exceptions.CancelledError", *_OWN_CANCELLATIONS):
+        stand_in = RemoteError(
+            f"{what} ended by raising {name}({error.message}), which nobody had asked for: the input was not "
+            f"cancelled. Its code raised that, or a task that it awaited was cancelled by somebody else{remote}"
+        )
+    elif name in ("SystemExit", "KeyboardInterrupt", "GeneratorExit"):
         stand_in = RemoteError(f"{what} ended by raising {name}({error.message}), which ends it but not you{remote}")
     else:
         stand_in = ExecutionError(

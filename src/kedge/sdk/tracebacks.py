@@ -58,6 +58,14 @@ def is_user_file(filename: str) -> bool:
     return not filename.startswith((_KEDGE, "<frozen importlib"))
 
 
+def user_frames(stack: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """The frames that say something to the user, of a stack whose outermost frame comes first."""
+    frames = [frame for frame in stack if is_user_file(frame.filename)]
+    while frames and frames[0].filename.startswith(_CARRIERS):
+        frames.pop(0)
+    return frames
+
+
 def attach(error: BaseException, frames: Iterable[Frame], text: str) -> None:
     """Gives `error` the frames of where it was raised, and what caused it there as its cause."""
     error.__traceback__ = build(frames)
@@ -92,10 +100,7 @@ def _keep_user_frames(summary: traceback.TracebackException, seen: set[int]) -> 
     if id(summary) in seen:
         return
     seen.add(id(summary))
-    frames = [frame for frame in summary.stack if is_user_file(frame.filename)]
-    while frames and frames[0].filename.startswith(_CARRIERS):
-        frames.pop(0)
-    summary.stack = traceback.StackSummary.from_list(frames)
+    summary.stack = traceback.StackSummary.from_list(user_frames(summary.stack))
     for other in (summary.__cause__, summary.__context__, *(getattr(summary, "exceptions", None) or ())):
         if other is not None:
             _keep_user_frames(other, seen)

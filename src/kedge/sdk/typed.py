@@ -20,6 +20,9 @@ class FunctionDecorator(Protocol):
     """`@app.function()` as type checkers see it: the user's own parameters and result are kept."""
 
     @overload
+    def __call__(self, function: Batched[R, L], /) -> Function[..., R, L]: ...
+
+    @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Function[P, R, Coroutine[Any, Any, R]]: ...
 
     @overload
@@ -32,16 +35,31 @@ class FunctionDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Function[P, R, R]: ...
 
 
+class Batched(Generic[R, L]):
+    """What type checkers see of a batched function: it gives lists (`L`) where it runs, and its callers get single
+    values. On an instance it is a `Function`."""
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __get__(self, instance: None, owner: type) -> Batched[R, L]: ...
+
+        @overload
+        def __get__(self, instance: object, owner: type) -> Function[..., R, L]: ...
+
+        def __get__(self, instance: object | None, owner: type) -> Any: ...
+
+
 class BatchedDecorator(Protocol):
     """The function takes and returns lists; callers give and get single values."""
 
     @overload
     def __call__(
         self, function: Callable[Concatenate[Any, ...], Coroutine[Any, Any, list[R]]], /
-    ) -> Callable[..., Coroutine[Any, Any, R]]: ...
+    ) -> Batched[R, Coroutine[Any, Any, list[R]]]: ...
 
     @overload
-    def __call__(self, function: Callable[Concatenate[Any, ...], list[R]], /) -> Callable[..., R]: ...
+    def __call__(self, function: Callable[Concatenate[Any, ...], list[R]], /) -> Batched[R, list[R]]: ...
 
 
 class Method(Generic[P, R, L]):
@@ -60,6 +78,9 @@ class Method(Generic[P, R, L]):
 
 class MethodDecorator(Protocol):
     """`@kedge.method()` as type checkers see it: the method's own parameters and result, without self."""
+
+    @overload
+    def __call__(self, function: Batched[R, L], /) -> Batched[R, L]: ...
 
     @overload
     def __call__(

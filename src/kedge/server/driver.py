@@ -37,7 +37,7 @@ MAX_PORTION = 128
 """Values of one message: 128 of 256 KiB are half a frame."""
 OUTPUT_BACKLOG = 4 * 1024 * 1024
 """Bytes that may wait for a session that shows output and does not read. What containers print meanwhile is not sent to
-it; the log files have everything."""
+it; the log book has it."""
 
 
 class Driver:
@@ -150,14 +150,14 @@ class Driver:
         """What the engine has to say."""
         kind = type(fact)
         if kind is p.OutputCaptured:
-            self._captured(fact)
+            self._show(self._output.write(fact))
         elif kind is p.ForkServerReported:
             log.log(logging.INFO if fact.safe else logging.WARNING, "fork server %s: %s", fact.key, fact.reason or "up")
         else:
             self._handle(fact)
             if kind is p.ContainerLost:
                 self._launches.forget(fact.container)
-                self._output.close(fact.container)
+                self._show(self._output.close(fact.container))
                 self._containers.pop(fact.container, None)
                 if not self._containers:
                     self.idle.set()
@@ -243,22 +243,21 @@ class Driver:
         self._output.unsubscribe(session)
         self._unshown.pop(session, None)
 
-    def _captured(self, fact: p.OutputCaptured) -> None:
-        app, pool = self._launches.origin(fact.container)
-        message = p.OutputCaptured(fact.container, fact.stream, fact.data, fact.at, app, pool)
-        for session in self._output.write(message):
-            link = self.links.get(session)
-            if link is None:
-                continue
-            if link.unread > OUTPUT_BACKLOG:
-                self._unshown[session] = self._unshown.get(session, 0) + len(fact.data)
-                continue
-            unshown = self._unshown.pop(session, 0)
-            if unshown:
-                where = self._output.directory / app
-                text = f"{unshown} bytes of output were not sent, since nothing was read; they are in {where}"
-                self.send(session, p.Notice(app, text, "warning"))
-            self.send(session, message)
+    def _show(self, messages: list[p.OutputCaptured]) -> None:
+        """Output on its way to the sessions that watch its app."""
+        for message in messages:
+            for session in self._output.watchers(message.app):
+                link = self.links.get(session)
+                if link is None:
+                    continue
+                if link.unread > OUTPUT_BACKLOG:
+                    self._unshown[session] = self._unshown.get(session, 0) + len(message.data)
+                    continue
+                unshown = self._unshown.pop(session, 0)
+                if unshown:
+                    text = f"{unshown} bytes of output were not sent, since nothing was read"
+                    self.send(session, p.Notice(message.app, f"{text}; see `kedge logs {message.app}`", "warning"))
+                self.send(session, message)
 
 
 def portions(message: Any) -> Sequence[Any]:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from kedge.model.payload import Payload
 from kedge.model.protocol import StartContainer
 from kedge.model.spec import AppSpec, EnvironmentSpec, FunctionSpec, Launch
+from kedge.server.chunks import Place
 from kedge.server.store import Store
 
 MAX_PRELOAD = 64
@@ -54,10 +55,12 @@ class Launches:
         launch = self._launches.get(container)
         return compare_digest((launch.token if launch else "-" * 32).encode(), token.encode()) and launch is not None
 
-    def origin(self, container: str) -> tuple[str, str]:
-        """App and pool of a container, also a moment after it has gone."""
+    def place(self, container: str) -> Place | None:
+        """Whose container it is; None where there is none."""
         launch = self._launches.get(container)
-        return (launch.app, launch.pool) if launch else ("", "")
+        if launch is None:
+            return None
+        return Place(container, launch.app, launch.app_name, launch.function.name, launch.pool)
 
     def learn(self, container: str, imports: list[str]) -> None:
         launch = self._launches.get(container)

@@ -107,8 +107,8 @@ async def _serve(options: argparse.Namespace, machine: Machine) -> int:
 
         store = Store(directory.path, durable=not options.private)
         store.open()
-        output = OutputLog(home / "logs")
         launches = Launches(directory.socket, str(directory.path), store)
+        output = OutputLog(home / "logs" / "logs.db", launches.place)
         reporter: list[Driver] = []
         engine = ProcessEngine(lambda fact: reporter[0].report(fact))
         driver = Driver(Plane(_new_id), engine, store, launches, output)

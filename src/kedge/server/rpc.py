@@ -220,10 +220,21 @@ CLIENT_MESSAGES = frozenset(
         p.OutputsForgotten,
         p.StatisticsRequested,
         p.AutoscalerUpdated,
+        p.ConcurrencyUpdated,
         p.CallRequested,
         p.SessionClosed,
     )
 )
 CONTAINER_MESSAGES = frozenset(
-    (p.ContainerReady, p.ContainerFailed, p.InputsFinished, p.InputsStarted, p.InputsReturned, p.Heartbeat)
+    (
+        p.ContainerReady,
+        p.ContainerFailed,
+        p.InputsFinished,
+        p.InputsStarted,
+        p.InputsReturned,
+        p.InputsOverran,
+        p.SlotsChanged,
+        p.ContainerLeaving,
+        p.Heartbeat,
+    )
 )

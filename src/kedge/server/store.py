@@ -30,7 +30,8 @@ CREATE TABLE IF NOT EXISTS apps (app TEXT PRIMARY KEY, spec BLOB NOT NULL) WITHO
 CREATE TABLE IF NOT EXISTS variants (pool TEXT PRIMARY KEY, app TEXT NOT NULL, variant BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS calls (
     call TEXT PRIMARY KEY, pool TEXT NOT NULL, method TEXT NOT NULL, parent TEXT NOT NULL, total INTEGER NOT NULL,
-    function TEXT NOT NULL, changed REAL NOT NULL
+    function TEXT NOT NULL, changed REAL NOT NULL,
+    timeout REAL NOT NULL DEFAULT 0, queue_timeout REAL NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS inputs (
     call TEXT NOT NULL, position INTEGER NOT NULL, payload BLOB NOT NULL, PRIMARY KEY (call, position)
@@ -43,7 +44,9 @@ CREATE TABLE IF NOT EXISTS blobs (name TEXT PRIMARY KEY, call TEXT NOT NULL) WIT
 CREATE INDEX IF NOT EXISTS blobs_of_calls ON blobs (call);
 CREATE TABLE IF NOT EXISTS imports (key TEXT PRIMARY KEY, modules TEXT NOT NULL) WITHOUT ROWID;
 """
-VERSION = 1
+VERSION = 2
+ADDED = ("timeout", "queue_timeout")
+"""Columns of `calls` that format 1 did not have."""
 
 LIFETIME_S = 7 * 24 * 3600.0
 """How long the results of a durable call are kept after the last of them."""
@@ -94,6 +97,10 @@ class Store:
                 "use that version, or another KEDGE_HOME"
             )
         database.executescript(SCHEMA)
+        there = [row[1] for row in database.execute("PRAGMA table_info(calls)")]
+        for column in ADDED:
+            if column not in there:
+                database.execute(f"ALTER TABLE calls ADD COLUMN {column} REAL NOT NULL DEFAULT 0")
         database.execute(f"PRAGMA user_version = {VERSION}")
         for key, modules in database.execute("SELECT key, modules FROM imports"):
             self._imports[key] = modules.split("\n")
@@ -115,13 +122,14 @@ class Store:
         plane must hear first if it does not have the call, because these or other inputs of it are done.
         """
         call, first, end = message.call, message.first, message.first + len(message.payloads)
+        limits = message.timeout, message.queue_timeout
 
         def write(tx: Transaction) -> CallRestored | None:
             there = tx.execute("SELECT 1 FROM calls WHERE call = ?", (call,)).fetchone()
             tx.execute(
-                "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) "
+                "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (call) DO UPDATE SET total = max(total, excluded.total), changed = excluded.changed",
-                (call, message.pool, message.method, message.parent, message.total, function, self._clock()),
+                (call, message.pool, message.method, message.parent, message.total, function, self._clock(), *limits),
             )
             query = "SELECT position FROM results WHERE call = ? AND position >= ? AND position < ?"
             done = {position for (position,) in tx.execute(query, (call, first, end))} if there else set()
@@ -325,11 +333,22 @@ def _restored(tx: Transaction, call: str | None = None) -> Iterator[CallRestored
 
 def _open_inputs(tx: Transaction, call: CallRestored) -> Iterator[InputsSubmitted]:
     """The inputs of a call that have no result, consecutive ones together."""
-    parent = tx.execute("SELECT parent FROM calls WHERE call = ?", (call.call,)).fetchone()[0]
+    query = "SELECT parent, timeout, queue_timeout FROM calls WHERE call = ?"
+    parent, timeout, queue_timeout = tx.execute(query, (call.call,)).fetchone()
     first, run = 0, list[Payload]()
 
     def submission() -> InputsSubmitted:
-        return InputsSubmitted(call.call, call.pool, first, run, call.method, durable=True, parent=parent)
+        return InputsSubmitted(
+            call.call,
+            call.pool,
+            first,
+            run,
+            call.method,
+            durable=True,
+            parent=parent,
+            timeout=timeout,
+            queue_timeout=queue_timeout,
+        )
 
     query = "SELECT position, payload FROM inputs WHERE call = ? ORDER BY position"
     for position, blob in tx.execute(query, (call.call,)).fetchall():
