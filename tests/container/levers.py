@@ -93,17 +93,6 @@ def set_when_allowed(number, name):
 
 
 @app.function()
-async def set_when_allowed_async(number, name):
-    note(f"begin {name}")
-    await allowed_async(name)
-    if number:
-        set_local_input_concurrency(number)
-        note(f"set {number}")
-        await allowed_async(f"{name} again")
-    return get_local_input_concurrency()
-
-
-@app.function()
 def stop_and_hold(name):
     stop_fetching_inputs()
     stop_fetching_inputs()

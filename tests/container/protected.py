@@ -518,6 +518,7 @@ def start_threads(name):
         note(f"begin {name}")
         while True:
             threading.Thread(target=min, args=(1, 2)).start()
+            sum(range(10_000))
     except BaseException as error:
         noted(name, error)
         raise

@@ -68,7 +68,7 @@ def test_a_method_has_a_limit_of_its_own() -> None:
 
 
 def test_a_variant_with_another_timeout() -> None:
-    with pytest.raises(FunctionTimeoutError, match=r"timeout=0\.25 s of nap\(\)"):
+    with pytest.raises(FunctionTimeoutError, match=r"timeout=0\.25 s of this call"):
         functions.nap.with_options(timeout=0.25).remote(60)
 
 

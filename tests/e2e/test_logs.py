@@ -55,7 +55,7 @@ def wait(path: str) -> None:
 @app.local_entrypoint()
 def main():
     for id in chat.map(range(8)):
-        print("input", id)
+        sys.stdout.write(f"input {id}\\n")  # one write: a print to an unbuffered stream is several
 """
 
 

@@ -101,10 +101,14 @@ def _harmless_places() -> frozenset[tuple[CodeType, int]]:
         logging.Logger.isEnabledFor,
         logging.Logger._log,
     ]
+    if sys.version_info >= (3, 13):  # who has let others run at such a place hears of the exception at the next one
+        beginnings = []
     for function in beginnings:
-        steps = ("RESUME", "BEFORE_WITH") if function in (queue.Queue.put, queue.Queue.get) else ("RESUME",)
+        steps = dis.get_instructions(function)
+        places.add((function.__code__, next(step.offset for step in steps if step.opname == "RESUME")))
+    for function in (queue.Queue.put, queue.Queue.get):
         code = function.__code__
-        places.update((code, step.offset) for step in dis.get_instructions(code) if step.opname in steps)
+        places.update((code, step.offset) for step in dis.get_instructions(code) if step.opname == "BEFORE_WITH")
     wait, attribute, waits = threading.Condition.wait.__code__, "", False
     for step in dis.get_instructions(wait):
         if step.opname.startswith("STORE_FAST") and step.argval == "gotit":
