@@ -25,7 +25,10 @@ def _control(name: str) -> context.ContainerControl:
 
 
 def get_local_input_concurrency() -> int:
-    """How many inputs this container takes at once.
+    """How many inputs this container takes at once. More may still run where that was lowered.
+
+    Example:
+        print(f"{kedge.experimental.get_local_input_concurrency()} at once")
 
     Raises:
         ExecutionError: outside a container.
@@ -35,6 +38,13 @@ def get_local_input_concurrency() -> int:
 
 def set_local_input_concurrency(concurrency: int) -> None:
     """Changes how many inputs this container takes at once, up to `max_inputs`. Running ones are not interrupted.
+
+    It holds for what starts from then on, in this container alone, and stays in force when `update_concurrency` changes
+    `max_inputs`. May be called from any thread or task.
+
+    Example:
+        if gpu_memory_is_short():
+            kedge.experimental.set_local_input_concurrency(2)
 
     Raises:
         InvalidError: below 1 or not a whole number.
@@ -46,6 +56,10 @@ def set_local_input_concurrency(concurrency: int) -> None:
 
 def stop_fetching_inputs() -> None:
     """Lets this container finish what it works on and then leave; others take the inputs that follow.
+
+    Example:
+        if connection.is_broken():
+            kedge.experimental.stop_fetching_inputs()
 
     Raises:
         ExecutionError: outside a container.

@@ -518,7 +518,8 @@ def start_threads(name):
         note(f"begin {name}")
         while True:
             threading.Thread(target=min, args=(1, 2)).start()
-            sum(range(10_000))
+            for _ in range(50_000):
+                pass
     except BaseException as error:
         noted(name, error)
         raise

@@ -161,6 +161,13 @@ async def meet_async(parties):
         return peak, kedge.current_input_id(), threading.get_ident()
 
 
+@app.function()
+async def meet_in_threads(parties):
+    """Each input waits in a thread of the loop's."""
+    await asyncio.to_thread(barrier(parties).wait, 30)
+    return parties
+
+
 barriers: dict[int, threading.Barrier] = {}
 async_barriers: dict[int, asyncio.Barrier] = {}
 

@@ -337,7 +337,7 @@ def test_an_interruption_is_not_raised_in_a_thread_that_is_just_being_started(
     plane: FakePlane, max_inputs: int
 ) -> None:
     plane.start(protected("start_threads", max_inputs))
-    for number in range(30):
+    for number in range(10):
         (line,) = journal_of(plane, f"n{number}")
         assert line.startswith("InputCancellation it")
     assert plane.errors() == ""

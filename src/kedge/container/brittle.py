@@ -59,7 +59,7 @@ def raise_in(thread: int, exception: type[BaseException]) -> bool:
     return False
 
 
-_START = threading.Thread.start.__code__
+_START = threading.Thread.start.__code__ if sys.version_info < (3, 12) else None
 """It waits for the new thread, which Python 3.11 does not tell from this one before it runs: the exception would be
 raised there."""
 

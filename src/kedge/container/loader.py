@@ -32,9 +32,13 @@ from kedge.sdk.service import Service, find_service, service_of
 
 
 class UserLoop:
-    """The one event loop of user code, on the main thread; made when first needed. uvloop's where it is installed."""
+    """The one event loop of user code, on the main thread; made when first needed. uvloop's where it is installed.
 
-    def __init__(self) -> None:
+    Its own threads (`asyncio.to_thread`) are enough for one per input: Python's default, four more than there are CPUs,
+    would be a second and hidden limit of how many inputs really run at once."""
+
+    def __init__(self, max_inputs: int = 1) -> None:
+        self._max_inputs = max_inputs
         self._main = threading.get_ident()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -47,6 +51,10 @@ class UserLoop:
             except ImportError:
                 self._loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self._loop)
+            if self._max_inputs > (os.cpu_count() or 1) + 4:
+                from concurrent.futures import ThreadPoolExecutor
+
+                self._loop.set_default_executor(ThreadPoolExecutor(self._max_inputs, "asyncio"))
         return self._loop
 
     def finish(self, value: Any) -> Any:

@@ -94,7 +94,7 @@ def _live(launch: Launch) -> int:
         sockets.install()
 
     blobs = BlobStore(launch.home)
-    user_loop = UserLoop()
+    user_loop = UserLoop(launch.function.concurrency.max_inputs)
     context.set_container(
         app_id=launch.app,
         app_name=launch.app_name,
