@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import attribution, calls, core, logs, memory, peers
+from benchmarks import attribution, calls, cancel, core, logs, memory, peers
 from benchmarks.report import RESULTS, Report, machine
 
 ALL = {
     "core": core.run,
     "memory": memory.run,
     "calls": calls.run,
+    "cancel": cancel.run,
     "logs": logs.run,
     "peers": peers.run,
     "attribution": attribution.run,

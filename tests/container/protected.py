@@ -512,6 +512,29 @@ def finalize(name):
         raise
 
 
+class Held:
+    def __del__(self):
+        note(f"gone with {kedge.current_input_id()}")
+
+
+@app.function()
+def hold_something(how):
+    _kept = Held()
+    note(f"begin {how}")
+    if how == "fail":
+        raise ValueError(how)
+    time.sleep(60)
+
+
+@app.function()
+async def hold_something_async(how):
+    _kept = Held()
+    note(f"begin {how}")
+    if how == "fail":
+        raise ValueError(how)
+    await asyncio.sleep(60)
+
+
 @app.function()
 def start_threads(name):
     try:

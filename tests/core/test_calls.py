@@ -83,6 +83,18 @@ def test_a_cancel_closes_at_once_and_holds_the_slot(bench: Make) -> None:
     assert list(b.statuses()) == [0]
 
 
+def test_who_cancels_hears_that_it_was_noted(bench: Make) -> None:
+    """Also where there is nothing to cancel (any more), and once per request."""
+    b = bench(function())
+    b.submit(1)
+    b.send(p.CallCancelled("fc-1", request=7), "se-1")
+    b.send(p.CallCancelled("fc-1", request=8), "se-2")
+    b.send(p.CallCancelled("fc-99", request=9), "se-2")
+    assert [b.replies(number) for number in (7, 8, 9)] == [[p.Reply(number)] for number in (7, 8, 9)]
+    b.send(p.CallCancelled("fc-1"), "se-1")
+    assert b.last == []
+
+
 def test_a_cancel_of_some_inputs(bench: Make) -> None:
     b = bench(function(slots=2))
     b.submit(4)

@@ -183,22 +183,27 @@ class Bad:
         return os.environ["KEDGE_CONTAINER_ID"]
 
     @kedge.method()
-    def fork(self, path: str) -> None:
-        child = os.fork()
-        if not child:
-            time.sleep(3600)
-            os._exit(0)
-        note(path, child)
-        try:
-            time.sleep(60)
-        except kedge.exception.InputCancellation:
-            note(path, "the parent is told")
-            raise
-
-    @kedge.method()
     def close_stdout(self) -> str:
         sys.stdout.close()
         sys.stderr.close()
         for descriptor in (0, 1, 2):
             os.close(descriptor)
         return "closed"
+
+
+parents = kedge.App("parents")
+
+
+@parents.function()
+@kedge.concurrent(max_inputs=2)
+def fork(path: str) -> None:
+    child = os.fork()
+    if not child:
+        time.sleep(3600)
+        os._exit(0)
+    note(path, child)
+    try:
+        time.sleep(60)
+    except kedge.exception.InputCancellation:
+        note(path, "the parent is told")
+        raise

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import kedge
-from kedge.exception import RemoteError
+from kedge.exception import FunctionTimeoutError, RemoteError
 from kedge.sdk.output import show_on
 from tests.e2e import bad_functions as functions
 from tests.e2e.test_output import Heard, of_call
@@ -100,19 +100,30 @@ def cancelled(call: kedge.FunctionCall[Any]) -> bool:
 def test_code_that_goes_on_is_replaced_when_its_siblings_have_ended(
     heard: Listener, bad: Any, siblings: Siblings, tmp_path: Path, method: str, sees: list[str]
 ) -> None:
-    path = tmp_path / "path"
+    path, old = tmp_path / "path", bad.where.remote()
     call = getattr(bad, method).spawn(str(path))
     process = until(lambda: lines(path))[0]
     call.cancel()
     assert cancelled(call)
-    until(lambda: any("did not end 0.5 s after its code was told to" in text for text in heard.notices))
-    successor = bad.where.remote()
-    old = siblings.finish()
-    assert old != successor, "the container got nothing new"
-    assert any(f"1 input of Bad did not end 0.5 s after its code was told to: {old}" in text for text in heard.notices)
+    until(lambda: bad.where.remote() != old)
+    assert siblings.finish() == old
+    text = f"1 input of Bad did not end 0.5 s after its code was told to: {old} gets nothing new and is replaced"
+    assert [notice for notice in heard.notices if old in notice] == [f"{text} when its other inputs have ended (2)"]
     until(lambda: not os.path.exists(f"/proc/{process}"))
     assert lines(path)[1:] == sees, "it was told once"
-    heard.notices.clear()
+
+
+def test_the_caller_of_code_that_goes_on_after_its_time_hears_that(
+    bad: Any, siblings: Siblings, tmp_path: Path
+) -> None:
+    path, old = tmp_path / "path", bad.where.remote()
+    call = functions.Bad.with_options(timeout=0.5)().swallow.spawn(str(path))
+    with pytest.raises(FunctionTimeoutError, match=r"timeout=0\.5 s, and its code has not ended since it was told to"):
+        call.get(timeout=30)
+    until(lambda: bad.where.remote() != old)
+    assert siblings.finish() == old
+    until(lambda: not os.path.exists(f"/proc/{lines(path)[0]}"))
+    assert lines(path)[1:] == ["swallows InputTimeout"]
 
 
 def test_code_that_holds_python_s_lock_goes_down_with_its_container(bad: Any, tmp_path: Path) -> None:
@@ -214,15 +225,12 @@ def test_threads_that_outlive_their_input_disturb_nobody(
 
 def test_a_child_that_was_forked_is_not_interrupted_and_ends_with_the_container(tmp_path: Path) -> None:
     path = tmp_path / "path"
-    with functions.app.run():
-        bad = functions.Bad()
-        siblings = Siblings(bad, tmp_path)
-        call = bad.fork.spawn(str(path))
+    with functions.parents.run():
+        call = functions.fork.spawn(str(path))
         child = until(lambda: lines(path))[0]
         call.cancel()
         assert cancelled(call)
         until(lambda: lines(path)[1:] == ["the parent is told"])
-        assert bad.where.remote() == siblings.finish()
         assert os.path.exists(f"/proc/{child}")
     until(lambda: not os.path.exists(f"/proc/{child}"))
 

@@ -219,6 +219,8 @@ class FakePlane:
         link.send([p.OutputsDelivered(message.call, [p.Output(0, result)])])
 
     def _on_CallCancelled(self, message: p.CallCancelled, link: BlockingConnection) -> None:
+        if message.request:
+            link.send([p.Reply(message.request)])
         call = self._by_call.get(message.call)
         if call is not None:
             gone = Result(TERMINATED, error=ErrorInfo("InputCancellation", "the input was cancelled"))

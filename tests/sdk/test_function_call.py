@@ -212,6 +212,19 @@ def test_cancel_names_the_call(plane: FakePlane, held: Target) -> None:
     assert [m.terminate_containers for m in said] == [False, True, False]
 
 
+def test_a_cancel_is_not_lost_with_its_server(plane: FakePlane, held: Target) -> None:
+    call = invocation.spawn(held, (1,), {})
+    plane.silent_about.add(p.CallCancelled)
+    thread = threading.Thread(target=call.cancel)
+    thread.start()
+    plane.wait_heard(p.CallCancelled, call=call.object_id)
+    plane.silent_about.clear()
+    plane.disconnect()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert len(plane.wait_heard(p.CallCancelled, 2, call=call.object_id)) == 2
+
+
 def test_the_call_graph_lists_the_inputs() -> None:
     call = invocation.spawn_map(target("bad"), ([1, 2],), {})
     first, second = call.get_call_graph()

@@ -52,10 +52,11 @@ def raise_in(thread: int, exception: type[BaseException]) -> bool:
         frame = frames[thread]
         caller = frame.f_back
         starts = caller is not None and caller.f_back is not None and _START in (caller.f_code, caller.f_back.f_code)
-        if frame.f_code.co_filename not in _BRITTLE or ((frame.f_code, frame.f_lasti) in harmless and not starts):
+        may = frame.f_code.co_filename not in _BRITTLE or ((frame.f_code, frame.f_lasti) in harmless and not starts)
+        if may:
             set_exception(thread, exception)
-            return True
-        return False
+        frames.clear()  # this frame is in it, and would keep alive what the others hold
+        return may
     return False
 
 

@@ -337,4 +337,7 @@ def guarded(guard: Guard, job: Cancellable, call: Callable[..., Any], *args: Any
         # An interruption between the last instruction of user code and disarm. There is no second one.
         guard.disarm()
         failure = error
-    return value, failure
+    try:
+        return value, failure
+    finally:
+        del failure  # or its traceback and this frame keep each other alive, and all that user code held

@@ -195,10 +195,15 @@ class Runner:
         else:
             payload, failure = guarded(guard, job, context.run, self._call, job)
         run_s = job.stop_clock()
-        try:
-            return self.result(job, payload, failure), run_s
-        finally:
-            del failure  # or its traceback and this frame keep each other alive
+        if failure is None:
+            return self.result(job, payload, None), run_s
+        failures = [failure]
+        del failure
+        return context.run(self._conclude, job, failures), run_s
+
+    def _conclude(self, job: Job, failures: list[BaseException]) -> Result:
+        """What the frames of a failure hold dies here, where it still belongs to the input: its last words do, too."""
+        return self.result(job, None, failures.pop())
 
     def _call(self, job: Job) -> Payload:
         entry = job.entry

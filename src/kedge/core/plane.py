@@ -256,6 +256,8 @@ class Plane:
 
     def _call_cancelled(self, message: p.CallCancelled, now: float, sender: str) -> None:
         call = self.calls.by_id.get(message.call)
+        if message.request:
+            self.outbox.send(sender, p.Reply(message.request))
         if message.indices is None:
             self.calls.remember_cancelled(message.call)
         if call is None:

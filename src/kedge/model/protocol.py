@@ -122,6 +122,8 @@ class CallCancelled(Message, frozen=True):
     terminate_containers: bool = False
     indices: list[int] | None = None
     """None: the whole call."""
+    request: int = 0
+    """Answered by a Reply without a value, where it is not 0."""
 
 
 class OutputsRequested(Message, frozen=True):

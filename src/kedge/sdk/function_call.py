@@ -272,16 +272,19 @@ class FunctionCall(Generic[R_co]):
     # ------------------------------------------------------------ its fate
 
     def _cancel(self, terminate_containers: bool = False) -> None:
-        """Cancels every unfinished input of the call.
+        """Cancels every unfinished input of the call; returns when the server has taken note.
+
+        An input that is over, or a call that nobody knows, is left as it is.
 
         Args:
             terminate_containers: Also kill the containers that work on them. Their other inputs run again elsewhere.
         """
-        Client.current().link().send([CallCancelled(self._object_id, terminate_containers)])
+        Client.current().request(lambda number: CallCancelled(self._object_id, terminate_containers, None, number))
 
     async def _cancel_async(self, terminate_containers: bool = False) -> None:
-        link = await Client.current().async_link()
-        link.send([CallCancelled(self._object_id, terminate_containers)])
+        await Client.current().request_async(
+            lambda number: CallCancelled(self._object_id, terminate_containers, None, number)
+        )
 
     cancel = Dual(_cancel, _cancel_async)
 

@@ -181,6 +181,7 @@ def _call_cancelled(message: p.CallCancelled) -> None:
     _id("call", message.call, _CALL)
     if message.indices is not None:
         _items("indices", message.indices)
+    _whole("request", message.request, 0, MAX_REQUEST)
 
 
 def _outputs_requested(message: p.OutputsRequested) -> None:
