@@ -108,7 +108,9 @@ def test_code_that_goes_on_is_replaced_when_its_siblings_have_ended(
     until(lambda: bad.where.remote() != old)
     assert siblings.finish() == old
     text = f"1 input of Bad did not end 0.5 s after its code was told to: {old} gets nothing new and is replaced"
-    assert [notice for notice in heard.notices if old in notice] == [f"{text} when its other inputs have ended (2)"]
+    (notice,) = [notice for notice in heard.notices if old in notice]
+    # The siblings, and perhaps the one that asks where it is.
+    assert notice.removeprefix(f"{text} when its other inputs have ended ") in ("(2)", "(3)")
     until(lambda: not os.path.exists(f"/proc/{process}"))
     assert lines(path)[1:] == sees, "it was told once"
 
