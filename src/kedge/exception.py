@@ -139,9 +139,17 @@ class InputCancellation(BaseException):
     Asynchronous functions get `asyncio.CancelledError` instead.
     """
 
+    _text = "the input was cancelled"
+    """It is raised without arguments."""
+
+    def __str__(self) -> str:
+        return super().__str__() or self._text
+
 
 class InputTimeout(InputCancellation):
     """Raised inside a synchronous function whose input reached its `timeout`. The caller gets FunctionTimeoutError."""
+
+    _text = "the input ran longer than its timeout"
 
 
 class DeprecationError(UserWarning):

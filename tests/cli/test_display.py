@@ -5,8 +5,12 @@ from __future__ import annotations
 import builtins
 import contextlib
 import io
+import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from rich.text import Text
 
 from kedge.cli import progress
 from kedge.cli.display import LiveDisplay, PlainDisplay, QuietDisplay, display_for
-from kedge.cli.terminal import Screen, sharing
+from kedge.cli.terminal import Screen, piped, sharing
 from kedge.model.protocol import OutputCaptured
 from kedge.sdk.lines import OPEN_LINES
 from tests.cli.fake_terminal import FakeTerminal
@@ -31,6 +35,7 @@ def pool(name: str = "fetch", variant: str = "", **changes: Any) -> dict[str, An
         "submitted": 0,
         "finished": 0,
         "failed": 0,
+        "cancelled": 0,
         "containers": 0,
         "starting": 0,
         "started": 0,
@@ -102,6 +107,71 @@ def test_lines_of_containers_do_not_continue_a_half_printed_line() -> None:
             screen.write("from a container\n")
             print("rest")
         assert terminal.seen == ["half", "from a container", "rest"]
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set as soon as somebody waits for the end of a line, which is waited for as long as it takes."""
+    waiting = threading.Event()
+    pause = time.sleep
+
+    def sleep(seconds: float) -> None:
+        waiting.set()
+        pause(0.001)
+
+    monkeypatch.setattr("kedge.cli.terminal.time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    monkeypatch.setattr("kedge.cli.terminal.BEGUN_S", 60.0)
+    return waiting
+
+
+def test_lines_of_containers_wait_for_the_end_of_a_print(waits: threading.Event) -> None:
+    with at_terminal() as terminal:
+        screen = Screen(terminal, list)
+        screen.write("ok", whole_lines=False)
+        other = threading.Thread(target=screen.write, args=("from a container\n",))
+        other.start()
+        assert waits.wait(10)
+        screen.write("\n", whole_lines=False)
+        other.join(10)
+        assert terminal.lines == ["ok", "from a container", ""]
+
+
+def test_lines_of_containers_wait_for_the_end_of_a_print_into_a_pipe(waits: threading.Event) -> None:
+    pipe = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    display = PlainDisplay("demo")
+    with contextlib.redirect_stdout(pipe):
+        with display.shown():
+            sys.stdout.write("ok")
+            other = threading.Thread(target=display.captured, args=(output(b"from a container\n"),))
+            other.start()
+            assert waits.wait(10)
+            sys.stdout.write("\n")
+            other.join(10)
+        assert pipe.buffer.getvalue() == b"ok\nfrom a container\n"  # type: ignore[attr-defined]
+
+
+def test_a_line_that_stays_without_an_end_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setattr("kedge.cli.terminal.BEGUN_S", 0.0)
+    display = PlainDisplay("demo")
+    with display.shown():
+        print("working", end="")
+        display.captured(output(b"from a container\n"))
+        with contextlib.redirect_stdout(io.StringIO()) as own:
+            display.captured(output(b"another\n"))
+    assert (capfdbinary.readouterr().out, own.getvalue()) == (b"workingfrom a container\nanother\n", "")
+
+
+def test_a_fork_of_the_program_prints_as_ever(capfd: pytest.CaptureFixture[str]) -> None:
+    with piped("stdout") as stdout:
+        with stdout._lock:  # a container's line is being written in this moment
+            child = os.fork()
+            if not child:
+                print("from the child", flush=True)
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert capfd.readouterr().out == "from the child\n"
 
 
 def test_a_question_is_asked_without_live_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +403,9 @@ def test_the_sentence_at_the_end() -> None:
     assert progress.summary("Stopped", [BUSY, done], 2) == "Stopped: 1,235 of 4,313 inputs in 6 containers, 2.0 s"
     failed = pool(submitted=5, finished=5, failed=2, started=2)
     assert progress.summary("Failed", [failed], 2) == "Failed: 5 inputs in 2 containers, 2 failed, 2.0 s"
+    cancelled = pool(submitted=5, finished=3, failed=2, cancelled=2, started=2)
+    expected = "Done: 3 of 5 inputs in 2 containers, 2 failed, 2 cancelled, 2.0 s"
+    assert progress.summary("Done", [cancelled], 2) == expected
 
 
 def test_the_plain_line_sums_up() -> None:

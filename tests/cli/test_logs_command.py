@@ -248,7 +248,8 @@ def test_where_nothing_was_written_it_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("dmo",), "no app 'dmo' has written anything; there are: demo (ap-1, "),
+        (("dmo",), "no app 'dmo' has written anything that is kept. Did you mean 'demo'? There are: demo (last ap-1, "),
+        (("ap-7",), "no app 'ap-7' has written anything that is kept. There are: demo (last ap-1, "),
         (
             ("--input", "in-0123456789ab00000000-9"),
             "nothing that is kept; of its call, inputs 7 to 8 have written",
@@ -262,7 +263,12 @@ def test_where_nothing_was_written_it_says_so(tmp_path: Path) -> None:
         ),
         (("--container", "ct-0"), "no container 'ct-0' has written"),
         (("--call", "00000000"), "more than one call whose id ends with '00000000' has written: "),
-        (("--function", "f"), "no function 'f' of the app ap-1 has written anything; there are: fetch"),
+        (
+            ("--function", "f"),
+            "no function 'f' of demo, the app that wrote last, has written anything that is kept; there are: fetch. "
+            "Another app: kedge logs APP --function f",
+        ),
+        (("ap-1", "--function", "f"), "no function 'f' of the app ap-1 has written anything that is kept; there are: "),
     ],
 )
 def test_what_is_not_there_is_named_with_what_is(words: tuple[str, ...], text: str) -> None:
@@ -286,12 +292,26 @@ def test_what_is_not_there_is_named_with_what_is(words: tuple[str, ...], text: s
         (("-f", "--until", "1h"), "--follow shows what comes and --until what was: give one of them."),
         (("-n", "-1"), "-1 is not in the range x>=0"),
         (("--stream", "3"), "'3' is not one of 'stdout', 'stderr'"),
+        (("--input", ""), "Invalid value for '--input': it is empty; leave the option out, or give it something to"),
+        (("--call", ""), "Invalid value for '--call': it is empty"),
+        (("--since", ""), "Invalid value for '--since': it is empty"),
+        (("",), "Invalid value for '[APP]': it is empty"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: tuple[str, ...], text: str) -> None:
     result = run(*words)
     assert result.exit_code == 2
     assert text in result.stderr
+
+
+def test_a_file_that_is_no_log_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEDGE_HOME", str(tmp_path))
+    (tmp_path / "logs").mkdir()
+    path = tmp_path / "logs" / "logs.db"
+    path.write_text("junk " * 1000)
+    result = run()
+    advice = "file is not a database; remove the file, and the next run begins a new one"
+    assert (result.exit_code, result.stderr) == (1, f"Error: the log at {path} cannot be read: {advice}\n")
 
 
 @pytest.mark.usefixtures("two_runs")

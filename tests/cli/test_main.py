@@ -64,3 +64,28 @@ def test_a_server_that_was_killed_but_has_a_process_entry_left_is_no_server(
     monkeypatch.setattr(server_process, "ServerProcess", Started)
     start = CliRunner().invoke(main, ["server", "start"])
     assert "The server listens at the/new.sock." in start.output
+
+
+@pytest.mark.parametrize("words", [["run", "nothing.py"], ["logs"], ["server", "status"]])
+def test_ctrl_c_while_a_command_begins_is_no_traceback(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kedge.cli.run.run", interrupted)
+    monkeypatch.setattr("kedge.cli.logs.show", interrupted)
+    monkeypatch.setattr("kedge.cli.server.status", interrupted)
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.output) == (130, "")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_program_without_streams_starts_all_the_same(closed: str) -> None:
+    """Whoever opens a file then must not get the number of a stream."""
+    code = (
+        "import os, sys; from kedge.cli.main import open_closed_streams; open_closed_streams();"
+        "opened = os.open('/dev/null', os.O_RDONLY); print('out'); print('err', file=sys.stderr); sys.stdin.read(1);"
+        "os._exit(0 if opened > 2 and all(map(os.get_inheritable, range(3))) else 1)"
+    )
+    command = f'"{sys.executable}" -c "{code}" {closed}'
+    found = subprocess.run(command, shell=True, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (found.returncode, found.stderr.removeprefix("err\n")) == (0, "")

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from kedge.cli import progress
 from kedge.cli.lines import plain, shown
-from kedge.cli.terminal import Screen, sharing
+from kedge.cli.terminal import Piped, Screen, piped, sharing
 from kedge.model.protocol import OutputCaptured
 from kedge.sdk.lines import Lines, Origin
 
@@ -136,19 +136,24 @@ class PlainDisplay(Display):
         super().__init__(title, timestamps=timestamps)
         self._next_line_s = FIRST_PLAIN_S
         self._last_line = ""
+        self._streams: dict[str, Piped] = {}
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        with self.beside("stdout"), self.beside("stderr"), super().shown():
+            yield
+
+    @contextlib.contextmanager
+    def beside(self, name: str) -> Iterator[None]:
+        """Lets the program and containers share one of its streams."""
+        with piped(name) as self._streams[name]:
+            yield
 
     def show(self, origin: Origin, lines: list[bytes], at: float) -> None:
-        stream = sys.stderr if origin.stream == STDERR else sys.stdout
+        name = "stderr" if origin.stream == STDERR else "stdout"
         prefix = self._time(at).encode()
-        data = b"".join(prefix + line for line in lines)
-        with contextlib.suppress(OSError, ValueError):
-            binary = getattr(stream, "buffer", None)
-            if binary is None:
-                stream.write(data.decode("utf-8", "replace"))
-            else:
-                stream.flush()
-                binary.write(data)
-            stream.flush()
+        stream = self._streams.get(name) or Piped(getattr(sys, name))
+        stream.insert(b"".join(prefix + line for line in lines))
 
     def notice(self, text: str, level: str = "info") -> None:
         _say(f"kedge: {text}")
@@ -205,7 +210,10 @@ class LiveDisplay(Display):
         ticker = threading.Thread(target=self._tick, name="kedge-display", daemon=True)
         ticker.start()
         try:
-            with sharing(self._screen):
+            with contextlib.ExitStack() as stack:
+                if not self._stdout_is_terminal:
+                    stack.enter_context(self._plain_stdout.beside("stdout"))
+                stack.enter_context(sharing(self._screen))
                 yield
         finally:
             self._over.set()

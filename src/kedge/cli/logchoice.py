@@ -19,6 +19,7 @@ from kedge.cli.moments import moment
 from kedge.cli.progress import seconds
 from kedge.exception import NotFoundError
 from kedge.model.ids import APP, CALL, CONTAINER, INPUT, input_id, parse_input_id
+from kedge.sdk.usage import nearest
 from kedge.server.logreader import NAMES_SHOWN, LogReader, Selection
 
 STREAMS = {"stdout": 1, "stderr": 2}
@@ -106,8 +107,13 @@ def _app(reader: LogReader, options: Options) -> tuple[str, str]:
     found = reader.apps(options.app)
     if not found and not options.follow:
         now = time.time()
-        there = [f"{app.name} ({app.id}, {seconds(max(0.0, now - app.last))} ago)" for app in reader.apps()]
-        raise NotFoundError(f"no app {options.app!r} has written anything; there are: {_some(there)}")
+        by_name: dict[str, str] = {}
+        for app in reader.apps():
+            by_name.setdefault(app.name, f"{app.name} (last {app.id}, {seconds(max(0.0, now - app.last))} ago)")
+        guess = nearest(options.app, by_name)
+        raise NotFoundError(
+            f"no app {options.app!r} has written anything that is kept.{guess} There are: {_some([*by_name.values()])}"
+        )
     by_id = any(app.id == options.app for app in found) or (not found and options.app.startswith(f"{APP}-"))
     return (options.app, "") if by_id else ("", options.app)
 
@@ -124,8 +130,13 @@ def _function(reader: LogReader, options: Options, of_app: Selection) -> tuple[s
         return owner, method
     if options.follow:
         return options.function, ""
-    where = f"of the app {options.app or of_app.app} " if options.app or of_app.app else ""
-    raise NotFoundError(f"no function {options.function!r} {where}has written anything; there are: {_some(known)}")
+    where = f"of the app {options.app} " if options.app else ""
+    if of_app.app and not options.app:
+        where = f"of {reader.apps(of_app.app)[0].name}, the app that wrote last, "
+    raise NotFoundError(
+        f"no function {options.function!r} {where}has written anything that is kept; there are: {_some(known)}. "
+        f"Another app: kedge logs APP --function {options.function}"
+    )
 
 
 def _input(reader: LogReader, options: Options) -> tuple[str, int]:

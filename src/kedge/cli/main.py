@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,51 @@ from typing import Any
 import click
 
 from kedge._version import __version__
+from kedge.cli import interrupt
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Ctrl-C before a command has its own answer to it ends the program, without a word and as shells expect."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(interrupt.EXIT_CODE)
+
+
+def not_empty(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """An empty text is nearly always a variable of a script that was not set, and would select everything."""
+    if value == "":
+        raise click.BadParameter("it is empty; leave the option out, or give it something to look for.")
+    return value
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", prog_name="kedge", message="%(prog)s %(version)s")
 def main() -> None:
     """Serverless Python without a cloud: functions in containers that take many inputs at once."""
+    open_closed_streams()
+
+
+def open_closed_streams() -> None:
+    """A program may be started without stdin, stdout or stderr (`>&-`). What it would print there goes nowhere, and no
+    socket gets the number of such a stream, which child processes would take for one."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+            path: int | str = os.devnull  # somebody else has the number by now
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere == number:
+                os.set_inheritable(number, True)
+            else:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            path = number
+        setattr(sys, name, open(path, "w" if number else "r", closefd=isinstance(path, str)))  # noqa: SIM115
 
 
 @main.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -71,19 +111,23 @@ def run_command(
 
 
 @main.command("logs")
-@click.option("--input", metavar="ID", default="", help="Lines of this input: in-…, or its end as lines show it.")
-@click.option("--call", metavar="ID", default="", help="Lines of all inputs of this call.")
-@click.option("--function", metavar="NAME", default="", help="Lines of this function, class or Class.method.")
-@click.option("--container", metavar="ID", default="", help="Lines of this container.")
-@click.option("--since", metavar="WHEN", default="", help="Not before this: 10m, 2h, 1d, 14:30, 2026-01-31T14:30.")
-@click.option("--until", metavar="WHEN", default="", help="Not after this.")
-@click.option("--grep", metavar="REGEX", default="", help="Lines in which this regular expression is found.")
+@click.option(
+    "--input", callback=not_empty, metavar="ID", help="Lines of this input: in-…, or its end as lines show it."
+)
+@click.option("--call", callback=not_empty, metavar="ID", help="Lines of all inputs of this call.")
+@click.option("--function", callback=not_empty, metavar="NAME", help="Lines of this function, class or Class.method.")
+@click.option("--container", callback=not_empty, metavar="ID", help="Lines of this container.")
+@click.option(
+    "--since", callback=not_empty, metavar="WHEN", help="Not before this: 10m, 2h, 1d, 14:30, 2026-01-31T14:30."
+)
+@click.option("--until", callback=not_empty, metavar="WHEN", help="Not after this.")
+@click.option("--grep", metavar="REGEX", help="Lines in which this regular expression is found.")
 @click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Lines of this stream.")
 @click.option("-n", "--tail", metavar="N", type=click.IntRange(min=0), help="At most the last N lines.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now, until Ctrl-C.")
 @click.option("--timestamps", is_flag=True, help="Begin each line with its local time.")
 @click.option("--json", is_flag=True, help="One JSON object per line, with all that is known of it.")
-@click.argument("app", metavar="[APP]", default="")
+@click.argument("app", metavar="[APP]", callback=not_empty, required=False)
 def logs_command(**words: Any) -> None:
     """Show what containers have printed, also after their run has ended.
 
@@ -99,7 +143,8 @@ def logs_command(**words: Any) -> None:
     from kedge.cli import logs
     from kedge.cli.logchoice import Options
 
-    sys.exit(_clean(lambda: logs.show(Options(**words))))
+    given = {name: word for name, word in words.items() if word is not None}
+    sys.exit(_clean(lambda: logs.show(Options(**given))))
 
 
 @main.group("server")

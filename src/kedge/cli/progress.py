@@ -114,7 +114,7 @@ def containers(pool: Statistics) -> str:
 
 
 def _unfinished(pool: Statistics) -> bool:
-    return bool(pool["finished"] < pool["submitted"])
+    return bool(pool["finished"] + pool["cancelled"] < pool["submitted"])
 
 
 def _activity(pool: Statistics) -> str:
@@ -141,8 +141,8 @@ def plain_line(pools: Sequence[Statistics], elapsed: float) -> str:
 
 def summary(word: str, pools: Sequence[Statistics], elapsed: float) -> str:
     """What was done, when it is over: `Done: 4,312 inputs in 11 containers, 6.2 s`."""
-    finished, submitted, failed, started = (
-        sum(pool[key] for pool in pools) for key in ("finished", "submitted", "failed", "started")
+    finished, submitted, failed, cancelled, started = (
+        sum(pool[key] for pool in pools) for key in ("finished", "submitted", "failed", "cancelled", "started")
     )
     if not submitted:
         return f"{word} after {seconds(elapsed)}"
@@ -150,6 +150,8 @@ def summary(word: str, pools: Sequence[Statistics], elapsed: float) -> str:
     if finished < submitted:
         done = f"{number(finished)} of {done}"
     parts = [f"{done} in {plural(started, 'container')}", seconds(elapsed)]
+    if cancelled:
+        parts.insert(1, f"{number(cancelled)} cancelled")
     if failed:
         parts.insert(1, f"{number(failed)} failed")
     return f"{word}: {', '.join(parts)}"

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+BEGUN_S = 0.02
+"""`print` writes a line and its end one after the other: so long may the end take, and lines of others wait for it."""
 REDRAW_S = 0.05
 """Seconds between two drawings of the live lines because of text above them: a flood of text must not become two."""
 
@@ -31,6 +33,8 @@ class Screen:
         """Live lines on the screen; 0 where they are hidden."""
         self._open_line = False
         """The program has written a line without its end."""
+        self._begun_at = 0.0
+        """When it did so last."""
         self._drawn_at = 0.0
         self._resumed = threading.Event()
         self._resumed.set()
@@ -44,12 +48,15 @@ class Screen:
         if whole_lines:
             # Lines can wait for the answer to a question; what asks it cannot.
             self._resumed.wait()
+            while self._open_line and time.monotonic() - self._begun_at < BEGUN_S:
+                time.sleep(BEGUN_S / 10)
         with self._lock:
             parts = [self._erasing()]
             if self._open_line and whole_lines:
                 parts.append("\n")
             parts.append(text)
             self._open_line = not text.endswith("\n")
+            self._begun_at = time.monotonic()
             if not self._open_line and time.monotonic() - self._drawn_at >= REDRAW_S:
                 parts.append(self._drawing())
             self._emit("".join(parts))
@@ -130,6 +137,67 @@ class Shared:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class Piped:
+    """Stands in for sys.stdout or sys.stderr that is no terminal: what others have to write there goes between the
+    lines that the program prints, unless one of them stays without an end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+        self._open_line = False
+        self._begun_at = 0.0
+
+    def write(self, text: str) -> int:
+        if os.getpid() != self._process:  # a fork of the program: nobody else is here, and the lock may be taken
+            return self._stream.write(text)
+        with self._lock:
+            count = self._stream.write(text)
+            if text:
+                self._open_line = not text.endswith("\n")
+                self._begun_at = time.monotonic()
+        return count
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def insert(self, data: bytes) -> None:
+        """Whole lines of somebody else, as they are."""
+        while True:
+            with self._lock:
+                if not self._open_line or time.monotonic() - self._begun_at >= BEGUN_S:
+                    self._put(data)
+                    return
+            time.sleep(BEGUN_S / 10)
+
+    def _put(self, data: bytes) -> None:
+        with suppress(OSError, ValueError):
+            binary = getattr(self._stream, "buffer", None)
+            if binary is None:
+                self._stream.write(data.decode("utf-8", "replace"))
+            else:
+                self._stream.flush()
+                binary.write(data)
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def piped(name: str) -> Iterator[Piped]:
+    """`sys.stdout` or `sys.stderr`, for the time of the `with` block."""
+    stream = getattr(sys, name)
+    stand_in = Piped(stream)
+    setattr(sys, name, stand_in)
+    try:
+        yield stand_in
+    finally:
+        if getattr(sys, name) is stand_in:
+            setattr(sys, name, stream)
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 from kedge.model.protocol import OutputCaptured
 
-LINE_LIMIT = 64 * 1024
-"""Bytes of a line without a newline that are kept: a longer one is passed on in pieces."""
+LINE_LIMIT = 2 * 1024 * 1024
+"""Bytes of a line without a newline that are kept: a longer one is passed on in pieces. `kedge logs` cuts there too."""
 OPEN_LINES = 1000
 """Lines without an end that are kept: so many inputs at the same time have begun one. Then the oldest is passed on."""
+OPEN_BYTES = 64 * 1024 * 1024
+"""Bytes of them all together. Then, too, the oldest is passed on."""
 
 
 class LineBuffer:
@@ -29,6 +31,9 @@ class LineBuffer:
 
     def __init__(self) -> None:
         self._tail = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._tail)
 
     @property
     def tail(self) -> bytes:
@@ -89,6 +94,8 @@ class Lines:
 
     def __init__(self) -> None:
         self._open: dict[Origin, LineBuffer] = {}
+        self._size = 0
+        """Bytes of all that is open."""
 
     def feed(self, message: OutputCaptured) -> list[tuple[Origin, list[bytes]]]:
         """The lines that are complete now, if any, for each whose tail has changed. No bytes say that the container has
@@ -99,10 +106,12 @@ class Lines:
         inside = message.call, message.index, message.attempt, message.writer, message.raw
         origin = Origin(container, message.stream, *inside)
         buffer = self._open.setdefault(origin, LineBuffer())
+        self._size -= len(buffer)
         found = [(origin, buffer.feed(data))]
-        if not buffer.end(1):
+        self._size += len(buffer)
+        if not len(buffer):
             del self._open[origin]
-        if len(self._open) > OPEN_LINES:
+        while len(self._open) > OPEN_LINES or self._size > OPEN_BYTES:
             found += self._end([next(iter(self._open))])
         return found
 
@@ -116,4 +125,9 @@ class Lines:
         return self._end(list(self._open))
 
     def _end(self, origins: list[Origin]) -> list[tuple[Origin, list[bytes]]]:
-        return [(origin, self._open.pop(origin).flush()) for origin in origins]
+        found = []
+        for origin in origins:
+            buffer = self._open.pop(origin)
+            self._size -= len(buffer)
+            found.append((origin, buffer.flush()))
+        return found

@@ -255,7 +255,7 @@ class Driver:
                     continue
                 unshown = self._unshown.pop(session, 0)
                 if unshown:
-                    text = f"{unshown} bytes of output were not sent, since nothing was read"
+                    text = f"{unshown:,} bytes of output were not sent, since they were not read fast enough"
                     self.send(session, p.Notice(message.app, f"{text}; see `kedge logs {message.app}`", "warning"))
                 self.send(session, message)
 

@@ -108,9 +108,12 @@ class LogReader:
             self._database.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
             (found,) = self._one("PRAGMA user_version")
             self._version = self._data_version()
-        except (sqlite3.Error, Unreadable) as error:
+        except Unreadable:
             self._database.close()
-            raise Unreadable(f"the log at {path} cannot be read: {error}") from error
+            raise
+        except sqlite3.Error as error:
+            self._database.close()
+            raise self._unreadable(error) from error
         if found != VERSION:
             self._database.close()
             if not found:
@@ -194,10 +197,11 @@ class LogReader:
         return [name for (name,) in self._all(query, [_ends(ending), NAMES_SHOWN])]
 
     def calls(self, ending: str) -> list[str]:
-        """Calls whose ids end like this, some of them. Looks at every call."""
+        """Calls whose ids end like this, some of them; who wrote last comes first. Looks at every call."""
         query = (
-            "SELECT call FROM chunks WHERE call IS NOT NULL AND call LIKE ? ESCAPE '!' "
-            "UNION SELECT call FROM members WHERE call LIKE ? ESCAPE '!' LIMIT ?"
+            "SELECT call FROM (SELECT call, chunk FROM chunks WHERE call IS NOT NULL AND call LIKE ? ESCAPE '!' "
+            "UNION ALL SELECT call, 0 FROM members WHERE call LIKE ? ESCAPE '!') "
+            "GROUP BY call ORDER BY max(chunk) DESC LIMIT ?"
         )
         return [name for (name,) in self._all(query, [_ends(ending), _ends(ending), NAMES_SHOWN])]
 
@@ -224,13 +228,18 @@ class LogReader:
         try:
             return array("q", (number for (number,) in self._database.execute(query, values)))
         except sqlite3.Error as error:
-            raise Unreadable(f"the log at {self.path} cannot be read: {error}") from error
+            raise self._unreadable(error) from error
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._database.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise Unreadable(f"the log at {self.path} cannot be read: {error}") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: sqlite3.Error) -> Unreadable:
+        damaged = getattr(error, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT")
+        advice = "; remove the file, and the next run begins a new one" if damaged else ""
+        return Unreadable(f"the log at {self.path} cannot be read: {error}{advice}")
 
 
 def _conditions(selection: Selection) -> tuple[list[str], list[Any]]:
