@@ -76,13 +76,6 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     assert eventually(lambda: not processes_of(home)), f"left over: {processes_of(home)}"
 
 
-def untorn(stdout: str) -> list[str]:
-    """The lines of the program and of its containers, sorted. Unbuffered, a print is several writes, and lines of
-    containers may come between them."""
-    theirs = re.findall(r"squaring \d\n", stdout)
-    return sorted((re.sub(r"squaring \d\n", "", stdout) + "".join(theirs)).splitlines())
-
-
 def processes_of(home: Path) -> list[str]:
     found = []
     for process in psutil.process_iter():
@@ -127,7 +120,7 @@ def run(environment: dict[str, str], *words: str) -> tuple[int, str, str]:
 def test_a_map_prints_its_result_and_what_containers_wrote(environment: dict[str, str]) -> None:
     code, stdout, stderr = run(environment, "run", "script.py::main", "--n", "4")
     assert code == 0, stderr
-    assert untorn(stdout) == ["squaring 0", "squaring 1", "squaring 2", "squaring 3", "sum 14"]
+    assert sorted(stdout.splitlines()) == ["squaring 0", "squaring 1", "squaring 2", "squaring 3", "sum 14"]
     lines = stderr.splitlines()
     assert sorted(lines[:-1]) == ["careful 0", "careful 1", "careful 2", "careful 3"]
     assert lines[-1].startswith("kedge: Done: 4 inputs in 1 container, ")
@@ -192,12 +185,14 @@ def test_a_detached_app_stays_until_it_is_stopped(environment: dict[str, str]) -
     code, stdout, stderr = run(environment, "run", "--detach", "script.py::main")
     assert code == 0, stderr
     try:
-        assert "sum 14" in untorn(stdout)
+        assert "sum 14" in stdout.splitlines()
         (app,) = re.findall(r"the app (ap-\w+) stays", stderr)
-        assert "1 app, 1 container." in run(environment, "server", "status")[1]
+        status = run(environment, "server", "status")[1]
+        assert "1 app, 1 container.\n" in status
+        assert f"\n  {app} square: 1 container, " in status
         assert run(environment, "app", "stop", app) == (0, f"{app} has stopped.\n", "")
         assert "0 apps, 0 containers." in run(environment, "server", "status")[1]
-        unknown = f"Error: no app {app} is running on this server; `kedge run` shows ids of apps (ap-…).\n"
+        unknown = f"Error: no app {app} is running on this server; `kedge server status` shows those that are (ap-…).\n"
         assert run(environment, "app", "stop", app) == (1, "", unknown)
         assert run(environment, "run", "-q", "script.py::main") == (0, "sum 14\n", "")
     finally:

@@ -19,7 +19,7 @@ from kedge.model.spec import (
     Resources,
     RetryPolicy,
 )
-from kedge.sdk import options, validation
+from kedge.sdk import context, options, validation
 from kedge.sdk.declaration import is_interactive
 
 
@@ -255,6 +255,15 @@ def test_old_spellings_work_and_warn_at_the_users_line(
         spec = kedge.App().function(**settings)(plain).spec
     assert check(spec)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_containers_do_not_repeat_the_warnings_of_the_file_that_they_import(recwarn: pytest.WarningsRecorder) -> None:
+    context.set_container(app_id="ap-1")
+    try:
+        assert kedge.App().function(keep_warm=2, serialized=True)(plain).spec.autoscaler.min_containers == 2
+    finally:
+        context.clear_container()
+    assert not recwarn.list
 
 
 def test_old_and_new_spelling_together_are_refused() -> None:

@@ -13,6 +13,7 @@ import psutil
 
 from kedge.cli.progress import Statistics, busy_pools, containers, label, number, plural, seconds
 from kedge.exception import AuthError, ConnectionError
+from kedge.model.ids import app_of
 from kedge.model.protocol import AppStopped, StatisticsRequested
 from kedge.sdk import server_process
 from kedge.sdk.client import Client
@@ -55,7 +56,7 @@ def status() -> int:
     click.echo(f"{plural(facts['apps'], 'app')}, {plural(facts['containers'], 'container')}.")
     for pool in busy_pools(facts["pools"]):
         done = f"{number(pool['finished'])} of {plural(pool['submitted'], 'input')}"
-        click.echo(f"  {label(pool)}: {containers(pool)}, {done}")
+        click.echo(f"  {app_of(pool['pool'])} {label(pool)}: {containers(pool)}, {done}")
     return 0
 
 
@@ -87,7 +88,10 @@ def stop_app(app: str) -> int:
     finally:
         client.close()
     if not answer.get("known", True):
-        click.echo(f"Error: no app {app} is running on this server; `kedge run` shows ids of apps (ap-…).", err=True)
+        click.echo(
+            f"Error: no app {app} is running on this server; `kedge server status` shows those that are (ap-…).",
+            err=True,
+        )
         return 1
     click.echo(f"{app} has stopped.")
     return 0

@@ -155,9 +155,10 @@ class Piped:
             return self._stream.write(text)
         with self._lock:
             count = self._stream.write(text)
-            if text:
-                self._open_line = not text.endswith("\n")
-                self._begun_at = time.monotonic()
+            if text.endswith("\n"):
+                self._open_line = False
+            elif text and not self._open_line:
+                self._open_line, self._begun_at = True, time.monotonic()
         return count
 
     def writelines(self, lines: Any) -> None:

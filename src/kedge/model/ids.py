@@ -53,6 +53,15 @@ def function_id(app: str, name: str) -> str:
     return f"{FUNCTION}-{app[3:]}-{name}"
 
 
+def app_of(function: str) -> str:
+    """The app that a function or a pool belongs to.
+
+    >>> app_of("fu-77aa-square"), app_of("fu-77aa-Model@9f3c")
+    ('ap-77aa', 'ap-77aa')
+    """
+    return f"{APP}-{function[3:].partition('-')[0]}"
+
+
 def pool_id(function: str, variant: str = "") -> str:
     """The id of a pool: a function, and the digest of its parameters and options where it has any.
 

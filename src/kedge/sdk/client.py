@@ -165,7 +165,7 @@ def _make_default() -> Client:
     if found is None:
         raise exception.ConnectionError(
             "no app is running in this process, and no kedge server on this machine; wrap the calls in "
-            "`with app.run():`, start the program with `kedge run`, or start a server with `kedge server`"
+            "`with app.run():`, start the program with `kedge run`, or start a server with `kedge server start`"
         )
     return Client(found.address, found.token)
 

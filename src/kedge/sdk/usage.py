@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from kedge.exception import DeprecationError, InvalidError
+from kedge.sdk import context
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -79,7 +80,11 @@ def old_spelling(old: str, new: str) -> None:
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warns at the nearest line outside kedge."""
+    """Warns at the nearest line outside kedge. A container that imports a file says nothing: its caller did, and there
+    may be hundreds of containers."""
+    here = context.container()
+    if here is not None and here.control is None:
+        return
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and _is_own(frame):
         level, frame = level + 1, frame.f_back
