@@ -31,6 +31,15 @@ TABLE = [
     ("limit counts what runs", {"queued": 1000, "running": 10, "ready": 2, "limit": 10}, {}, 2),
     ("a method needs more", {"queued": 4, "method_need": 3}, {}, 3),
     ("max_containers beats methods", {"queued": 4, "method_need": 3}, {"max_containers": 2}, 2),
+    # containers that serve not everybody, or not in full
+    ("suspects have containers for themselves", {"queued": 9, "held": 1, "suspects": 2}, {}, 5),
+    ("nothing but suspects", {"held": 1, "suspects": 2, "ready": 1}, {}, 3),
+    ("what suspects run counts under the limit", {"queued": 100, "held": 1, "suspects": 1, "limit": 10}, {}, 3),
+    ("suspects take up the limit", {"queued": 100, "held": 1, "suspects": 1, "limit": 2}, {}, 2),
+    ("max_containers beats suspects", {"queued": 9, "held": 1, "suspects": 2}, {"max_containers": 2}, 2),
+    ("buffer while suspects run", {"held": 1}, {"buffer_containers": 1}, 2),
+    ("containers that take fewer by their own wish", {"queued": 2, "running": 2, "ready": 2, "withheld": 14}, {}, 3),
+    ("nobody needs what they do not offer", {"ready": 2, "withheld": 14}, {}, 0),
     # a backlog that the ready slots drain sooner than a container starts
     ("drains in time", {"queued": 100, "ready": 1, "service_s": 0.001}, {}, 1),
     ("drains too late", {"queued": 100, "ready": 1, "service_s": 0.1}, {}, 13),
@@ -39,6 +48,25 @@ TABLE = [
     ("a slow start is worth avoiding", {"queued": 100, "ready": 1, "service_s": 0.1, "startup_s": 60.0}, {}, 1),
     ("drains in time, and min", {"queued": 100, "ready": 1, "service_s": 0.001}, {"min_containers": 3}, 3),
     ("drains in time, and a method", {"queued": 100, "ready": 1, "service_s": 0.001, "method_need": 2}, {}, 2),
+    ("drains in time, and a buffer", {"queued": 100, "ready": 1, "service_s": 0.001}, {"buffer_containers": 2}, 3),
+    (
+        "drains in time, and the buffer is there",
+        {"queued": 100, "ready": 2, "starting": 1, "service_s": 0.001},
+        {"buffer_containers": 2},
+        3,
+    ),
+    (
+        "drains in time, and suspects may",
+        {"queued": 99, "ready": 1, "service_s": 0.001, "held": 1, "suspects": 1},
+        {},
+        2,
+    ),
+    (
+        "suspects have waited for a place that did not come",
+        {"queued": 20, "ready": 1, "service_s": 0.001, "suspects": 1, "over_s": 2.0, "finished": 400},
+        {},
+        2,
+    ),
     # after a second of it, what was measured decides
     (
         "it went on, and containers are needed",
@@ -100,6 +128,9 @@ observations = st.builds(
     finished=counts,
     limit=st.none(),
     method_need=st.just(0),
+    withheld=st.integers(0, 20),
+    held=st.integers(0, 5),
+    suspects=st.integers(0, 4),
 )
 
 
@@ -113,11 +144,13 @@ def test_desired_stays_within_its_bounds(seen: Observation, least: int, more: in
 def test_more_inputs_never_ask_for_fewer_containers(seen: Observation, more: int) -> None:
     seen = seen._replace(over_s=0.0)
     assert decide(seen._replace(queued=seen.queued + more), ANY).desired >= min(
-        decide(seen, ANY).desired, seen.ready + seen.starting + 1
+        decide(seen, ANY).desired, seen.ready + seen.starting + seen.held + 1
     )
 
 
 @given(observations)
 def test_nothing_asks_for_more_than_the_target_does(seen: Observation) -> None:
-    wanted = -(-(seen.queued + seen.running) // seen.target_inputs)
-    assert decide(seen, ANY).desired <= max(wanted, seen.ready + seen.starting)
+    demand = seen.queued + seen.running
+    wanted = -(-(demand + seen.withheld) // seen.target_inputs) if demand else 0
+    desired = decide(seen, ANY).desired
+    assert desired <= max(wanted + seen.held + seen.suspects, seen.ready + seen.starting + seen.held)

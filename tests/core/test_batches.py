@@ -178,3 +178,25 @@ def test_batches_are_never_credited(bench: Make) -> None:
     b.submit(30)
     b.finish("ct-1", run_s=0.0001)
     assert b.credited("ct-1") == []
+
+
+def test_a_limit_of_the_method_counts_batches(bench: Make) -> None:
+    """A batch is a slot, and that is what the limit of a method is about."""
+    methods = (MethodSpec("a", concurrency_limit=2, batching=Batching(3, 0)),)
+    b = bench(function(is_class=True, slots=5, methods=methods, autoscaler=ONE))
+    b.ready()
+    b.submit(8, method="a")
+    assert batches(b) == [[0, 1, 2], [3, 4, 5]]
+    b.finish("ct-1", 1, 2)
+    assert b.orders(p.InputsDispatched) == [], "the slot of the first batch is free when all of it has ended"
+    b.finish("ct-1", 3)
+    assert batches(b) == [[3, 4, 5], [6, 7]]
+    b.finish("ct-1")
+    assert b.statuses() == dict.fromkeys(range(8), SUCCESS)
+
+
+def test_a_limited_method_asks_for_containers_in_batches(bench: Make) -> None:
+    methods = (MethodSpec("a", concurrency_limit=2, batching=Batching(3, 0)),)
+    b = bench(function(is_class=True, slots=5, methods=methods))
+    b.submit(18, method="a")
+    assert len(b.started) == 3, "six batches, two in each container"

@@ -8,7 +8,7 @@ from kedge.core.fleet import BACKOFF_S, EXIT_GRACE_S, LAST_MOMENT_S, MAX_CRASHES
 from kedge.core.outbox import ENGINE
 from kedge.model import protocol as p
 from kedge.model.payload import INIT_FAILURE, SUCCESS, ErrorInfo
-from kedge.model.spec import AutoscalerSettings, GpuRequest, Resources
+from kedge.model.spec import AutoscalerSettings, GpuRequest, MethodSpec, Resources
 from tests.core.conftest import Bench, F, Make, function
 
 G = "fu-1-g"
@@ -115,6 +115,49 @@ def test_what_is_measured_is_the_last_seconds(bench: Make) -> None:
     assert b.started == ["ct-1"]
     b.wait(5.0)
     assert len(b.started) > 1
+
+
+def test_a_buffer_does_not_grow_with_every_message(bench: Make) -> None:
+    """A backlog that drains in time: the buffer comes on top of what works on it, not of what is there."""
+    b = bench(function(autoscaler=AutoscalerSettings(buffer_containers=1)))
+    b.submit(1)
+    b.ready()
+    b.finish("ct-1", run_s=0.0001)
+    for number in range(30):
+        b.submit(3, f"fc-{number + 2}")
+    assert len(b.started) == 2
+
+
+def test_methods_ask_for_no_more_than_the_function_may_run(bench: Make) -> None:
+    methods = (MethodSpec("a", concurrency_limit=1), MethodSpec("b"))
+    b = bench(function(slots=10, is_class=True, methods=methods, concurrency_limit=3))
+    b.submit(100, method="a")
+    assert len(b.started) == 3
+
+
+def test_what_drains_asks_for_no_container_of_a_method(bench: Make) -> None:
+    methods = (MethodSpec("a", concurrency_limit=1), MethodSpec("b"))
+    b = bench(function(slots=10, is_class=True, methods=methods))
+    b.submit(1, method="a")
+    b.ready()
+    b.send(p.ContainerLeaving(), "ct-1")
+    b.submit(1, "fc-2", method="a")
+    assert len(b.started) == 2
+
+
+def test_slots_that_containers_do_not_offer_are_offered_by_others(bench: Make) -> None:
+    b = bench(function(slots=10))
+    b.submit(1)
+    b.ready()
+    b.send(p.SlotsChanged(2), "ct-1")
+    b.submit(1, "fc-2")
+    assert len(b.started) == 1
+    b.submit(1, "fc-3")
+    assert len(b.started) == 2
+    b.ready()
+    b.send(p.SlotsChanged(10), "ct-1")
+    b.submit(15, "fc-4")
+    assert len(b.started) == 2
 
 
 # ---------------------------------------------------------------- down
@@ -346,6 +389,17 @@ def test_the_loss_of_a_machine_is_not_a_crash_of_its_containers(bench: Make) -> 
     b.send(p.NodeJoined("n1", 4.0, 8192))
     assert len(b.started) == 20
     assert b.results == {}
+
+
+def test_the_loss_of_a_supervisor_is_not_a_crash_of_its_containers(bench: Make) -> None:
+    b = bench(function())
+    b.submit(5)
+    for container in list(b.started):
+        b.lose(container, reason="the supervisor of its machine died", blameless=True)
+    assert b.results == {}
+    b.ready()
+    assert len(b.started) == 10
+    assert b.plane.pools[F].running == 5
 
 
 def test_startup_timeout(bench: Make) -> None:

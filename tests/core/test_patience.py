@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from kedge.core.fleet import DISMISSAL_GRACE_S
 from kedge.core.overdue import OVERDUE_GRACE_S
 from kedge.model import protocol as p
 from kedge.model.payload import FAILURE, SUCCESS, TERMINATED, TIMEOUT, Payload
-from kedge.model.spec import AutoscalerSettings, MethodSpec, RetryPolicy
+from kedge.model.spec import AutoscalerSettings, Batching, MethodSpec, RetryPolicy
 from tests.core.conftest import Bench, F, Make, function
 
 ONE = AutoscalerSettings(min_containers=1, max_containers=1)
@@ -312,3 +313,189 @@ def test_a_container_leaves_when_its_code_asks(bench: Make) -> None:
     assert b.running("ct-2") == ["fc-2:0"]
     b.finish("ct-1")
     assert ("engine", p.KillContainer("ct-1", 30.0)) in b.commands
+
+
+# ---------------------------------------------------------------- corners of the above
+
+
+def test_batches_and_limits_together_say_how_many_may_come_in(bench: Make) -> None:
+    methods = (MethodSpec(batching=Batching(8, 0)),)
+    b = bench(function(slots=10, methods=methods, concurrency_limit=8, max_queued_inputs=2, autoscaler=ONE))
+    b.ready()
+    b.submit(100)
+    assert len(b.running("ct-1")) == 8
+    assert len(b.statuses()) == 90, "two wait"
+    b.finish("ct-1", run_s=4.0)
+    b.submit(50, "fc-2")
+    error = next(result.error for (_, call, _), result in b.results.items() if call == "fc-2")
+    assert error is not None
+    assert error.retry_after == 0.5, "eight of them run at once, four seconds each: one has begun by then"
+
+
+def test_what_an_earlier_server_let_in_is_not_refused(bench: Make) -> None:
+    """It is on disk, and its caller was told so."""
+    b = bench(function(max_queued_inputs=2, autoscaler=ONE))
+    b.send(p.CallRestored("fc-9", F, "", 4, []))
+    b.send(p.InputsSubmitted("fc-9", F, 0, [Payload(data=b"0")] * 4, durable=True, total=4))
+    assert b.orders(p.OutputsRecorded) == []
+    b.ready()
+    for lease in (1, 2, 3, 4):
+        b.finish("ct-1", lease)
+    assert [len(o.outputs) for _, o in b.commands if isinstance(o, p.OutputsRecorded)] == [1, 1, 1, 1]
+
+
+def test_each_call_hears_how_long_it_might_wait(bench: Make) -> None:
+    """Also where several are too late in the same moment."""
+    b = bench(function(queue_timeout=3.0, autoscaler=ONE))
+    b.ready()
+    b.submit(1, "fc-0")
+    b.submit(1, "fc-1")
+    b.wait(1.0)
+    b.submit(1, "fc-2", queue_timeout=2.0)
+    b.wait(2.1)
+    assert "queue_timeout=3 s" in b.error(call="fc-1")
+    assert "queue_timeout=2 s" in b.error(call="fc-2")
+    statistics = b.plane.pools[F].statistics()
+    assert (statistics["submitted"], statistics["finished"], statistics["failed"], statistics["cancelled"]) == (
+        3,
+        2,
+        2,
+        0,
+    )
+
+
+def test_a_frozen_container_gives_back_what_it_holds_ahead(bench: Make) -> None:
+    """It cannot even answer the recall: so it must go, and what was credited runs elsewhere."""
+    b = bench(function(timeout=5.0, autoscaler=ONE))
+    b.ready()
+    b.submit(1, "fc-0")
+    b.finish("ct-1", 1, run_s=0.0001)
+    b.submit(4)
+    assert b.credited("ct-1") == [1, 2, 3]
+    b.wait(5.0 + OVERDUE_GRACE_S + 0.1)
+    assert b.statuses() == {0: TIMEOUT}
+    assert ("engine", p.KillContainer("ct-1", DISMISSAL_GRACE_S)) in b.commands
+    b.lose("ct-1", signal=9)
+    b.ready("ct-2")
+    for _ in range(3):
+        b.finish("ct-2")
+    assert b.statuses() == {0: TIMEOUT, **dict.fromkeys((1, 2, 3), SUCCESS)}
+
+
+def test_the_last_resort_knows_the_timeout_of_a_method(bench: Make) -> None:
+    """Also where its input came while others were watched that may run for longer."""
+    methods = (MethodSpec("long"), MethodSpec("short", timeout=1.0))
+    b = bench(function(slots=3, is_class=True, methods=methods, autoscaler=ONE))
+    b.ready()
+    b.submit(1, "fc-long", method="long")
+    b.wait(7.0)
+    b.submit(1, method="short")
+    b.wait(1.0 + OVERDUE_GRACE_S + 0.1)
+    assert b.statuses() == {0: TIMEOUT}
+    assert "timeout=1 s" in b.error()
+    assert b.statuses("fc-long") == {}
+
+
+def test_inputs_that_freeze_together_hear_their_own_timeouts(bench: Make) -> None:
+    b = bench(function(slots=3, timeout=6.0, autoscaler=ONE))
+    b.ready()
+    b.submit(1)
+    b.wait(1.0)
+    b.submit(1, "fc-2", timeout=5.0)
+    b.wait(20.0)
+    assert "timeout=6 s" in b.error()
+    assert "timeout=5 s" in b.error(call="fc-2")
+
+
+def test_the_last_resort_knows_the_timeout_of_what_was_credited(bench: Make) -> None:
+    b = bench(function(autoscaler=ONE))
+    b.ready()
+    b.submit(1, "fc-0")
+    b.finish("ct-1", 1, run_s=0.0001)
+    b.submit(1, "fc-1")
+    b.submit(1, "fc-2", timeout=1.0)
+    assert b.credited("ct-1") == [0]
+    b.finish("ct-1", 2, run_s=0.0001)
+    b.wait(1.0 + OVERDUE_GRACE_S + 0.1)
+    assert b.statuses("fc-2") == {0: TIMEOUT}
+
+
+def test_who_was_told_once_has_no_second_grace(bench: Make) -> None:
+    """Its time was over, then it was cancelled: the grace runs from the first."""
+    b = bench(function(retries=RetryPolicy(1, 1.0, 0.0), cancellation_grace=10.0, autoscaler=ONE))
+    b.ready()
+    b.submit(1)
+    overrun(b, 1)
+    b.wait(9.0)
+    b.send(p.CallCancelled("fc-1"), "se-1")
+    b.wait(1.1)
+    assert b.statuses() == {0: TERMINATED}
+    assert b.plane.containers["ct-1"].quarantined
+
+
+def test_a_container_is_dismissed_once(bench: Make) -> None:
+    b = bench(function(slots=3, cancellation_grace=1.0, autoscaler=ONE))
+    b.ready()
+    b.submit(3)
+    b.send(p.CallCancelled("fc-1"), "se-1")
+    b.wait(1.1)
+    b.finish("ct-1", 1)
+    b.finish("ct-1", 2)
+    dismissals = [order for _, order in b.commands if isinstance(order, p.ContainerDrained) and order.cancel]
+    assert len(dismissals) == 1
+
+
+def test_looks_at_code_that_does_not_end_are_few(bench: Make) -> None:
+    """Two hundred inputs that are overdue one after the other within 20 ms do not cost a look each."""
+    b = bench(function(slots=300, cancellation_grace=1.0, autoscaler=ONE))
+    b.ready()
+    for number in range(200):
+        b.submit(1, f"fc-{number}")
+    for number in range(200):
+        b.send(p.CallCancelled(f"fc-{number}"), "se-1", after=0.0001)
+    looks = 0
+    while (due := b.plane.next_deadline()) is not None and due < 3.0:
+        looks += 1
+        b.send(p.TimePassed(), after=max(0.0, due - b.now))
+    assert b.plane.containers["ct-1"].doomed
+    assert looks < 10
+
+
+def test_overruns_are_said_in_any_order(bench: Make) -> None:
+    """Before and after a cancel, an end, and a loss: each input has one result, and gives its slot back once."""
+    b = bench(function(slots=4, cancellation_grace=100.0, autoscaler=ONE))
+    b.ready()
+    for number in (1, 2, 3, 4):
+        b.submit(1, f"fc-{number}")
+    overrun(b, 1)
+    b.send(p.CallCancelled("fc-1"), "se-1")
+    b.send(p.CallCancelled("fc-2"), "se-1")
+    overrun(b, 1, 2)
+    b.finish("ct-1", 1, 2, status=TIMEOUT)
+    overrun(b, 1, 2)
+    assert (b.statuses("fc-1"), b.statuses("fc-2")) == ({0: TIMEOUT}, {0: TERMINATED})
+    assert b.plane.pools[F].running == 2
+    b.finish("ct-1", 3)
+    overrun(b, 3)
+    b.lose("ct-1", signal=9)
+    b.send(p.InputsOverran([4]), "ct-1")
+    b.ready("ct-2")
+    assert b.statuses("fc-3") == {0: SUCCESS}
+    assert b.running("ct-2") == ["fc-4:0"]
+    assert b.plane.dropped == {
+        "overran a lease that is over": 3,
+        "inputs overran by a container that is gone": 1,
+    }
+
+
+def test_a_wish_to_leave_may_come_before_the_container_is_ready(bench: Make) -> None:
+    b = bench(function(autoscaler=ONE))
+    b.send(p.ContainerLeaving("it asked to leave"), "ct-1")
+    assert b.started == ["ct-1"], "the next one may do the same: it waits a moment"
+    b.send(p.ContainerReady(), "ct-1")
+    assert b.drained() == ["ct-1"]
+    b.wait(1.0)
+    assert b.started == ["ct-1", "ct-2"]
+    b.submit(1)
+    b.ready("ct-2")
+    assert b.running("ct-2") == ["fc-1:0"]

@@ -314,7 +314,7 @@ def test_core_cost_does_not_grow_with_waiting_calls(bench: Make) -> None:
     b.ready()
     pool = b.plane.pools[F]
     looked: list[str] = []
-    pick = pool._pick_for
-    pool._pick_for = lambda method: looked.append(method) or pick(method)  # type: ignore[method-assign,func-returns-value]
+    pick = pool.pick_for
+    pool.pick_for = lambda method: looked.append(method) or pick(method)  # type: ignore[method-assign,func-returns-value]
     b.finish("ct-1", 1)
     assert len(looked) <= 4

@@ -34,6 +34,30 @@ def test_statistics_tell_waits_runs_and_bursts(bench: Make) -> None:
     assert 0.3 < float(str(numbers["run_p50_s"])) < 0.75
 
 
+def test_every_input_that_was_let_in_is_counted_once_when_it_is_over(bench: Make) -> None:
+    """Whatever became of it: a display that waits for them all comes to an end."""
+    b = bench(function(queue_timeout=1.0, max_queued_inputs=4, retries=RetryPolicy(1, 1.0, 0.0), autoscaler=ONE))
+    b.submit(6)
+    b.send(p.CallCancelled("fc-1", indices=[0]), "se-1")
+    b.ready()
+    b.wait(1.1)
+    for lease in (1, 2):
+        b.finish("ct-1", lease, status=FAILURE)
+        b.wait(0.1)
+    numbers = b.plane.pools[F].statistics()
+    assert {key: numbers[key] for key in ("submitted", "refused", "finished", "failed", "cancelled")} == {
+        "submitted": 4,
+        "refused": 2,
+        "finished": 3,
+        "failed": 3,
+        "cancelled": 1,
+    }
+    b.submit(1, "fc-2")
+    b.send(p.AppStopped("ap-1"), "se-1")
+    numbers = b.plane.pools[F].statistics()
+    assert (numbers["submitted"], numbers["finished"], numbers["cancelled"]) == (5, 3, 2)
+
+
 def test_no_container_gets_more_than_it_may(bench: Make) -> None:
     b = bench(function(slots=3, autoscaler=ONE))
     b.ready()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedge.core.suspects import CLEARED_AFTER_S, MAX_LOSSES, MAX_SHARED_LOSSES, MOST_CONTAINERS
 from kedge.model import protocol as p
 from kedge.model.payload import INTERNAL_FAILURE, SUCCESS
-from kedge.model.spec import AutoscalerSettings, MethodSpec
+from kedge.model.spec import AutoscalerSettings, MethodSpec, Resources
 from tests.core.conftest import F, Make, function
 
 ONE = AutoscalerSettings(min_containers=1, max_containers=1)
@@ -216,3 +216,132 @@ def test_a_limit_of_a_method_holds_for_suspects(bench: Make) -> None:
     assert b.running("ct-2") == ["fc-1:0", "fc-2:0"]
     b.wait(CLEARED_AFTER_S + 0.01)
     assert b.running("ct-2") == ["fc-1:0", "fc-2:0"]
+
+
+def test_a_suspect_that_could_not_start_is_one_still(bench: Make) -> None:
+    """It joined others in the moment in which its container took fewer inputs, and came back."""
+    b = bench(function(slots=4, autoscaler=ONE))
+    b.submit(3)
+    b.ready()
+    b.lose("ct-1", signal=9)
+    b.ready("ct-2")
+    b.wait(CLEARED_AFTER_S + 0.01)
+    assert b.running("ct-2") == ["fc-1:0", "fc-1:1"]
+    lease = max(b.leases["ct-2"])
+    del b.leases["ct-2"][lease]
+    b.send(p.SlotsChanged(1), "ct-2")
+    b.send(p.InputsReturned([lease]), "ct-2")
+    b.submit(1, "fc-2")
+    b.finish("ct-2")
+    assert b.running("ct-2") == ["fc-1:1"]
+    b.finish("ct-2")
+    assert b.running("ct-2") == ["fc-1:2"]
+
+
+def test_a_loss_without_blame_clears_no_suspect(bench: Make) -> None:
+    b = bench(function(slots=4, autoscaler=ONE))
+    b.submit(1)
+    b.ready()
+    b.lose("ct-1", signal=9)
+    b.ready("ct-2")
+    b.lose("ct-2", reason="the supervisor of its machine died", blameless=True)
+    b.submit(1, "fc-2")
+    b.ready("ct-3")
+    assert b.running("ct-3") == ["fc-1:0"], "still alone"
+
+
+def test_who_was_charged_holds_up_nobody_who_was_not(bench: Make) -> None:
+    """It must wait for an empty container; the others may join those that are cleared."""
+    b = bench(function(slots=4, autoscaler=TWO))
+    b.ready()
+    b.submit(1, "fc-poison")
+    b.submit(4)
+    assert (len(b.running("ct-1")), b.running("ct-2")) == (4, ["fc-1:3"])
+    b.send(p.AutoscalerUpdated(1, F, min_containers=1, max_containers=1), "se-1")
+    b.lose("ct-1", signal=9)
+    b.finish("ct-2")
+    assert b.running("ct-2") == ["fc-poison:0"]
+    b.lose("ct-2", signal=9)
+    b.ready("ct-3")
+    assert b.running("ct-3") == ["fc-poison:0"]
+    b.lose("ct-3", signal=9)
+    b.wait(5.0)
+    b.send(p.AutoscalerUpdated(2, F, max_containers=2), "se-1")
+    b.ready("ct-4", "ct-5")
+    assert (b.running("ct-4"), b.running("ct-5")) == (["fc-poison:0"], ["fc-1:0"])
+    b.send(p.AutoscalerUpdated(3, F, max_containers=1), "se-1")
+    b.lose("ct-4", signal=9)
+    b.wait(CLEARED_AFTER_S + 0.01)
+    assert b.running("ct-5") == ["fc-1:0", "fc-1:1"], "not alone, but cleared: and the poison waits for them all"
+
+
+def test_an_input_that_calls_its_own_function_is_not_kept_from_it(bench: Make) -> None:
+    """It is cleared, and waits for a call that waits for a slot of its container: that comes before suspects do."""
+    b = bench(function(slots=4, autoscaler=ONE))
+    b.submit(2)
+    b.ready()
+    b.wait(3.0)
+    b.lose("ct-1", signal=9)
+    b.ready("ct-2")
+    b.submit(1, "fc-child", parent="in-1-0")
+    b.submit(1, "fc-2")
+    assert b.running("ct-2") == ["fc-1:0"], "it may still be the one to blame"
+    b.wait(2 * 3.0 + CLEARED_AFTER_S + 0.1)
+    assert b.running("ct-2") == ["fc-1:0", "fc-child:0", "fc-2:0"]
+    b.submit(1, "fc-3")
+    assert len(b.running("ct-2")) == 3, "now it is held for the other suspect"
+    b.finish("ct-2")
+    assert b.running("ct-2") == ["fc-1:1"]
+
+
+def test_nothing_is_held_for_suspects_that_are_cancelled(bench: Make) -> None:
+    b = bench(function(slots=2, target=1, autoscaler=AutoscalerSettings(min_containers=3, max_containers=3)))
+    b.ready()
+    b.submit(5)
+    b.send(p.AutoscalerUpdated(1, F, min_containers=2, max_containers=2), "se-1")
+    b.lose("ct-1", signal=9)
+    b.submit(1, "fc-2")
+    assert len(b.running("ct-3")) == 1, "held"
+    b.send(p.CallCancelled("fc-1", indices=[0, 3]), "se-1")
+    assert len(b.running("ct-3")) == 2, "and open again, since nobody is suspected"
+
+
+def test_held_containers_serve_nobody_else_so_others_are_started(bench: Make) -> None:
+    b = bench(function(slots=10))
+    b.submit(1)
+    b.ready()
+    b.wait(100.0)
+    b.lose("ct-1", signal=9)
+    b.ready("ct-2")
+    assert b.running("ct-2") == ["fc-1:0"]
+    b.submit(3, "fc-2")
+    b.ready("ct-3")
+    assert b.running("ct-3") == [f"fc-2:{index}" for index in range(3)]
+    assert len(b.started) == 3
+
+
+def test_suspects_under_a_limit_ask_for_no_more_than_may_run(bench: Make) -> None:
+    b = bench(function(slots=20, concurrency_limit=20))
+    b.submit(20)
+    b.ready()
+    b.send(p.CallCancelled("fc-1", indices=list(range(2, 20))), "se-1")
+    b.lose("ct-1", signal=9)
+    assert len(b.started) == 3, "two suspects, two containers"
+    c = bench(function(slots=20, concurrency_limit=2))
+    c.submit(20)
+    c.ready()
+    c.lose("ct-1", signal=9)
+    c.ready()
+    assert [len(c.running(container)) for container in c.started] == [0, 1, 1]
+
+
+def test_a_nested_suspect_gets_a_container_beyond_the_room_there_is(bench: Make) -> None:
+    """Its caller holds the machine, and waits for it."""
+    b = bench(function("f", resources=Resources(1.0)), function("g", resources=Resources(1.0)), cpu=1.0)
+    b.submit(1)
+    b.ready()
+    b.submit(1, "fc-2", "fu-1-g", parent="in-1-0")
+    b.ready("ct-2")
+    b.lose("ct-2", signal=9)
+    b.ready("ct-3")
+    assert b.running("ct-3") == ["fc-2:0"]

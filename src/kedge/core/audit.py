@@ -48,6 +48,8 @@ def _pool(pool: Pool) -> None:
         assert not input.lease
         assert input.batch is None
     assert waiting == len(pool.queue)
+    for method in pool.method_limits:
+        assert pool.methods.get(method, 0) == sum(c.methods.get(method, 0) for c in containers)
     pool.suspects.check()
     pool.fleet.check()
 
@@ -55,18 +57,19 @@ def _pool(pool: Pool) -> None:
 def _leases(pool: Pool, c: Container) -> None:
     """What one container holds."""
     assert set(c.credits) <= set(c.leases)
-    batches: dict[Batch, int] = {}
+    batches: dict[Batch | None, int] = {}
     methods: dict[str, int] = {}
     for lease, input in c.leases.items():
         assert input.lease == lease
         assert input.container is c
         assert input.credited == (lease in c.credits)
+        if lease not in c.credits and input.batch not in batches:
+            method = input.call.method if pool.batches is None else pool.batches.method
+            methods[method] = methods.get(method, 0) + 1
         if input.batch is not None:
             batches[input.batch] = batches.get(input.batch, 0) + 1
-        if lease not in c.credits:
-            methods[input.call.method] = methods.get(input.call.method, 0) + 1
-    assert c.shared == sum(batch.left - 1 for batch in batches)
-    assert all(batch.left == count for batch, count in batches.items())
+    assert c.shared == sum(batch.left - 1 for batch in batches if batch)
+    assert all(batch and batch.left == count for batch, count in batches.items())
     if pool.method_limits:
         assert methods == {m: n for m, n in c.methods.items() if n}
         assert all(methods.get(m, 0) <= cap for m, cap in pool.method_limits.items())

@@ -3,6 +3,7 @@
 The law: enough containers to hold everything running and queued at the target, between `min_containers` and
 `max_containers`, plus `buffer_containers` while the pool is active. Starting containers count fully, so nothing is
 started twice. A backlog that the ready slots drain sooner than a new container could start is no reason to start one.
+What suspects have for themselves comes on top.
 
 A better law replaces `decide`; what it may look at is `Observation`, what it may answer is `Decision`.
 """
@@ -26,7 +27,7 @@ class Observation(NamedTuple):
     running: int
     """Inputs that hold a slot."""
     ready: int
-    """Containers that take inputs."""
+    """Containers that take inputs. Those that are held for suspects are not among them, nor is what runs in them."""
     starting: int
     target_inputs: int
     max_inputs: int
@@ -42,6 +43,12 @@ class Observation(NamedTuple):
     """concurrency_limit of the function: more than this never runs at once."""
     method_need: int = 0
     """Containers that the limits of single methods ask for."""
+    withheld: int = 0
+    """Slots below target that ready containers do not offer, because their own code says so."""
+    held: int = 0
+    """Containers that are held for suspects."""
+    suspects: int = 0
+    """Containers that suspects ask for beside these."""
 
 
 class Decision(NamedTuple):
@@ -62,28 +69,36 @@ def decide(seen: Observation, settings: AutoscalerSettings) -> Decision:
     >>> decide(idle._replace(queued=100, ready=1, service_s=0.001), AutoscalerSettings()).reason
     '100 inputs at target 40 want 3, but 1 ready drain them in 1.2 ms, sooner than a start of 100 ms'
     """
-    demand = seen.queued + seen.running
+    demand, apart = seen.queued + seen.running, seen.held + seen.suspects
     if seen.limit is not None:
-        demand = min(demand, seen.limit)
-    by_target = max(ceil(demand / seen.target_inputs), seen.method_need)
+        demand = min(demand, max(0, seen.limit - apart))
+    withheld = seen.withheld if demand else 0
+    by_target = apart + max(ceil((demand + withheld) / seen.target_inputs), seen.method_need)
     wanted, reason = by_target, f"{demand} inputs at target {seen.target_inputs}"
-    review = None
-    have = seen.ready + seen.starting
+    if apart:
+        reason += f" and {apart} containers for suspects"
+    buffer = settings.buffer_containers if demand or apart else 0
+    review, least = None, 0
+    have = seen.ready + seen.starting + seen.held
     if by_target > have and seen.ready and seen.service_s is not None:
-        drain_s = max(0, demand - seen.ready * seen.target_inputs) * seen.service_s / (seen.ready * seen.max_inputs)
+        drain_s = max(0, demand + withheld - seen.ready * seen.target_inputs) * seen.service_s
+        drain_s /= seen.ready * seen.max_inputs
         # Where fewer have ended than run, slots are held by inputs that are much longer than most.
         hope = seen.over_s < PATIENCE_S or seen.finished >= seen.running
         if drain_s < seen.startup_s and hope:
-            busy = seen.finished * seen.service_s / seen.over_s if seen.over_s >= PATIENCE_S else 0.0
-            wanted = max(have, seen.method_need, min(by_target, ceil(busy / seen.target_inputs)))
+            measured = seen.over_s >= PATIENCE_S
+            busy = seen.finished * seen.service_s / seen.over_s if measured else 0.0
+            needed = max(1, seen.method_need, ceil((busy + withheld) / seen.target_inputs))
+            needed += apart if measured else seen.held
+            wanted, least = min(by_target, needed), have
             review = PATIENCE_S
             reason += (
                 f" want {by_target}, but {seen.ready} ready drain them in {drain_s * 1000:.1f} ms, "
                 f"sooner than a start of {seen.startup_s * 1000:.0f} ms"
-                if wanted == have
+                if wanted + buffer <= have
                 else f", {busy:.1f} busy on average"
             )
-    desired = wanted + (settings.buffer_containers if demand else 0)
+    desired = max(least, wanted + buffer)
     if desired < settings.min_containers:
         desired, reason = settings.min_containers, f"min_containers={settings.min_containers}"
     if settings.max_containers is not None and desired > settings.max_containers:

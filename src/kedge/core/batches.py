@@ -25,6 +25,8 @@ class Batches:
         self.size = batching.max_batch_size if limit is None else min(batching.max_batch_size, limit)
         """Inputs of a full batch."""
         self._wait_s = batching.wait_ms / 1000
+        self.method = next(method.name for method in pool.spec.methods if method.batching is not None)
+        """The only one of its class."""
         self._pool = pool
         self._plane = plane
         self._look_at: float | None = None
@@ -43,11 +45,11 @@ class Batches:
                 return  # as many as can run at once do; the next to end brings this back
             if queue.ready < self.size:
                 # The first of the call whose turn it is: nearly always the one that has waited longest.
-                due = queue.first(next(queue.turns())).queued_at + self._wait_s
+                due = queue.first().queued_at + self._wait_s
                 if now < due:
                     self._look_again(due)
                     return
-            container = pool.index.pick(pool.target, pool.maximum)
+            container = pool.pick_for(self.method)
             if container is None:
                 return
             self.grant(container, [queue.pop() for _ in range(min(self.size, queue.ready))])
@@ -62,7 +64,7 @@ class Batches:
             number = pool.lease(container, input, number, count)
         container.shared += count - 1
         pool.shared += count - 1
-        pool.take_slot(container)
+        pool.take_slots(container, self.method)
 
     def _look_again(self, due: float) -> None:
         if self._look_at is None or due < self._look_at:
@@ -70,6 +72,8 @@ class Batches:
             self._plane.agenda.at(due, self._look)
 
     def _look(self, now: float) -> None:
+        if self._look_at is None or now < self._look_at:
+            return  # a later look, planned before an earlier one was
         self._look_at = None
         self._plane.touch(self._pool)
 

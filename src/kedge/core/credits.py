@@ -85,6 +85,8 @@ class Credits:
         input.granted_at = now
         self.count -= 1
         self._pool.running += 1
+        if input.call.timeout:
+            self._pool.overdue.granted(input)
 
     def forget(self, container: Container, input: Input) -> None:
         """The credit is over without a start."""

@@ -102,6 +102,6 @@ class Desk:
             text = f"target_inputs={target} is above max_inputs={most}; lower the one or raise the other"
             self._plane.outbox.send(sender, p.Reply(message.request, None, ErrorInfo("InvalidError", text)))
             return
-        pool.change_concurrency(Concurrency(most, target, declared=True))
+        pool.slots.change_all(Concurrency(most, target, declared=True))
         self._plane.touch(pool)
         self._plane.outbox.send(sender, p.Reply(message.request, {"max_inputs": most, "target_inputs": target}))

@@ -6,6 +6,7 @@ Only idle containers are retired; running inputs are never moved or killed to sa
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from kedge.core.autoscaler import Decision, Observation, decide
@@ -61,21 +62,26 @@ class Fleet:
         self._starts_watched = False
         self._excess = 0
         """Containers above a maximum that was lowered under them."""
+        self._leavers: dict[Container, None] = {}
+        """Those that drain and still run something."""
         self._last = Decision(0, "nothing has been asked for")
 
     # ------------------------------------------------------------ how many
 
     def review(self, now: float) -> None:
         """Orders containers where there are too few."""
-        pool, settings = self.pool, self.settings
-        running = pool.running - self._running_in_leavers()
-        backlog = pool.backlog
+        pool, suspects = self.pool, self.pool.suspects
+        held, wanted = (suspects.held, suspects.wanted) if suspects.concern else (0, 0)
+        running = self._running() if self._leavers or suspects.concern else pool.running
+        backlog, withheld = pool.backlog, pool.slots.withheld
         demand = running + backlog
-        have = self.ready + self.starting
-        if demand <= self.ready * pool.target:
+        have, ready = self.ready + self.starting, self.ready - held
+        if demand <= ready * pool.target - withheld and not wanted:
             self._over_since = self._sample = None
-            if have >= self._floor(demand) and (not pool.method_limits or not pool.queue.ready):
-                self._needs_no_room()
+            least = self._floor(demand, held) if self.settings.buffer_containers else self.settings.min_containers
+            if have >= least and (not pool.method_limits or not pool.queue.ready):
+                if self.waiting_for_room:
+                    self._needs_no_room()
                 return
         elif self._over_since is None:
             self._over_since, self._over_finished = now, pool.finished
@@ -85,7 +91,7 @@ class Fleet:
         seen = Observation(
             backlog,
             running,
-            self.ready,
+            ready,
             self.starting,
             pool.target,
             pool.maximum,
@@ -95,8 +101,11 @@ class Fleet:
             self._slots(pool.finished - self._over_finished),
             None if pool.limit is None else self._slots(pool.limit),
             self._method_need(),
+            withheld,
+            held,
+            wanted,
         )
-        decision = self._last = decide(seen, settings)
+        decision = self._last = decide(seen, self.settings)
         if decision.desired > have:
             self._start(decision.desired - have, now)
         else:
@@ -108,11 +117,19 @@ class Fleet:
     def _slots(self, inputs: int) -> int:
         return inputs if self.pool.batches is None else self.pool.batches.slots(inputs)
 
-    def _running_in_leavers(self) -> int:
-        """Slots whose inputs need no container: they end in one that takes no others."""
-        if len(self.containers) == self.ready + self.starting:
-            return 0
-        return sum(c.running for c in self.containers.values() if c.state == DRAINING)
+    def _running(self) -> int:
+        """Slots taken in containers that take inputs. What runs in one that drains needs no other, and what runs in one
+        that is held is counted with the suspects."""
+        running = self.pool.running
+        for container in self._others():
+            running -= container.running
+        return running
+
+    def _others(self) -> Collection[Container]:
+        """Containers that run something and take no inputs of those that wait in the queue."""
+        if self.pool.suspects.concern:
+            return [*self._leavers, *self.pool.suspects.containers]
+        return self._leavers
 
     def _review_again(self, now: float) -> None:
         self._review_planned = False
@@ -125,16 +142,15 @@ class Fleet:
 
     def _method_need(self) -> int:
         """Containers that the busiest limited method asks for."""
-        limits = self.pool.method_limits
-        if not limits:
-            return 0
-        demand: dict[str, int] = {}
-        for call in self.pool.queue.calls():
-            demand[call.method] = demand.get(call.method, 0) + self.pool.queue.waiting(call)
-        for container in self.containers.values():
-            for method, count in container.methods.items():
-                demand[method] = demand.get(method, 0) + count
-        return max((-(-count // limits[m]) for m, count in demand.items() if m in limits), default=0)
+        pool = self.pool
+        need = 0
+        for method, cap in pool.method_limits.items():
+            count = pool.methods.get(method, 0) - sum(c.methods.get(method, 0) for c in self._others())
+            count += pool.backlog if pool.batches is not None else pool.queue.waiting(method)
+            if pool.limit is not None:
+                count = min(count, self._slots(pool.limit))
+            need = max(need, -(-count // cap))
+        return need
 
     # ------------------------------------------------------------ containers come
 
@@ -155,7 +171,10 @@ class Fleet:
     def _is_waited_for(self) -> bool:
         """Whether code that holds a slot elsewhere waits for this pool, which has nothing to run it: without a
         container beyond what the machine has room for, neither would ever move."""
-        return not self.containers and any(call.parent for call in self.pool.queue.calls())
+        if self.containers:
+            return False
+        queue = self.pool.queue
+        return bool(queue.parents) or any(input.call.parent for input in queue.suspects)
 
     def _order(self, place: Placement, now: float) -> None:
         plane = self._plane
@@ -247,6 +266,7 @@ class Fleet:
         container.idle_since = now
         if container.state != READY:
             if container.state == DRAINING:
+                self._leavers.pop(container, None)
                 self._let_go(container)
             return
         if self._above_maximum and self.spare:
@@ -284,19 +304,26 @@ class Fleet:
     @property
     def spare(self) -> bool:
         """Whether there is one more container than must be kept."""
-        pool = self.pool
-        return self.ready + self.starting > self._floor(pool.running + pool.backlog)
+        return self.ready + self.starting > self._floor(self._running() + self.pool.backlog, self.pool.suspects.held)
 
-    def _floor(self, demand: int) -> int:
+    def _floor(self, demand: int, held: int) -> int:
         """Containers to keep for so many inputs: the buffer comes on top of those that hold them."""
         settings = self.settings
         least = settings.min_containers
-        if demand and settings.buffer_containers:
-            least = max(least, -(-demand // self.pool.target) + settings.buffer_containers)
+        if settings.buffer_containers and (demand or held):
+            if self.pool.limit is not None:
+                demand = min(demand, self._slots(self.pool.limit))
+            least = max(least, held + -(-demand // self.pool.target) + settings.buffer_containers)
         return least if settings.max_containers is None else min(least, settings.max_containers)
 
     def retire(self, container: Container, reason: str) -> None:
-        """Asks a ready container to finish what it runs and leave."""
+        """Asks a container to finish what it runs and leave."""
+        if container.state == STARTING:
+            # By its own wish, before it could do anything: the next one may do the same.
+            self._leave(container, DRAINING)
+            self._let_go(container)
+            self._count_failure()
+            return
         if container.state != READY:
             return
         self._leave(container, DRAINING)
@@ -311,9 +338,10 @@ class Fleet:
 
     def dismiss(self, container: Container) -> None:
         """Nobody waits for what it runs: it cancels that, runs its exit hooks, and is killed if it does not."""
-        container.doomed = True
-        self._plane.outbox.send(container.id, ContainerDrained("it holds code that does not end", cancel=True))
-        self._let_go(container, DISMISSAL_GRACE_S)
+        if not container.doomed:
+            container.doomed = True
+            self._plane.outbox.send(container.id, ContainerDrained("it holds code that does not end", cancel=True))
+            self._let_go(container, DISMISSAL_GRACE_S)
 
     def stop(self, reason: str) -> None:
         """The app is over: every container cancels what it runs, and leaves."""
@@ -345,7 +373,7 @@ class Fleet:
         del self.containers[container.id]
         del self._plane.containers[container.id]
         self._plane.scheduler.release(container.placement)
-        if starting and not machine_too:
+        if starting and not (machine_too or message.blameless):
             self._count_failure()
             if not self.ready and self._failures >= max(MAX_CRASHES, self.starting + 1):
                 self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, self._failures)))
@@ -359,8 +387,11 @@ class Fleet:
         container.become(state)
         if state == DRAINING:
             self._plane.rooms.leaving[container] = None
+            if not container.idle:
+                self._leavers[container] = None
         else:
             self._plane.rooms.leaving.pop(container, None)
+            self._leavers.pop(container, None)
         if self._excess:
             self._excess = max(0, self.ready + self.starting - (self.settings.max_containers or 0))
 

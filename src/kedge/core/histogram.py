@@ -4,8 +4,8 @@ from __future__ import annotations
 
 _MEMORY = 4096
 """Durations after which the counts are halved, so that quantiles speak of the recent past."""
-_BUCKETS = 42
-"""From below a microsecond to 12 days."""
+_BUCKETS = 64
+"""From below a microsecond to half a million years: more than anybody can say."""
 
 
 class Histogram:
@@ -26,9 +26,9 @@ class Histogram:
         self._total = 0
 
     def add(self, seconds: float) -> None:
-        self._counts[min(int(seconds * 1e6).bit_length(), _BUCKETS - 1)] += 1
+        self._counts[int(seconds * 1e6).bit_length()] += 1
         self._total += 1
-        if self._total >= _MEMORY:
+        if self._total == _MEMORY:
             self._counts = [count >> 1 for count in self._counts]
             self._total = sum(self._counts)
 

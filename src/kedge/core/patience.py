@@ -1,7 +1,7 @@
 """How long inputs may wait, and how many: beyond that an honest error is better than a queue.
 
-`max_queued_inputs` refuses inputs as they come; `queue_timeout` ends those that have had no slot for too long. What has
-run once, and waits for another attempt, is not counted and not ended.
+`max_queued_inputs` refuses inputs as they come; `queue_timeout` ends those that have had no slot for too long. What was
+let in once is not refused: also not by another server, nor when it waits for its next attempt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class Patience:
     def __init__(self, pool: Pool, plane: Plane) -> None:
         self._pool = pool
         self._plane = plane
-        self._bound = pool.spec.max_queued_inputs or MOST_QUEUED
+        self.bound = pool.spec.max_queued_inputs or MOST_QUEUED
+        """Inputs that may wait."""
+        self.allowed_s = pool.spec.queue_timeout or 0.0
         self._look_at: float | None = None
 
     # ------------------------------------------------------------ how many
@@ -38,22 +40,19 @@ class Patience:
     def room(self, inputs: int) -> int:
         """How many of so many new inputs may come in: those that find a slot at once do not wait."""
         pool = self._pool
-        waiting = len(pool.queue)
-        if waiting + inputs <= self._bound:
-            return inputs
         free = pool.index.free_slots(pool.maximum)
-        if pool.limit is not None:
-            free = min(free, pool.limit - pool.in_flight)
         if pool.batches is not None:
             free *= pool.batches.size
-        return max(0, min(inputs, self._bound + free - waiting))
+        if pool.limit is not None:
+            free = min(free, pool.limit - pool.in_flight)
+        return max(0, min(inputs, self.bound + free - len(pool.queue)))
 
     def refusal(self) -> Result:
         """What the caller of an input hears that may not even wait."""
         pool = self._pool
         after = self._drain_s()
         text = (
-            f"as many inputs wait for {pool.spec.name} as max_queued_inputs={self._bound} allows; try again in about "
+            f"as many inputs wait for {pool.spec.name} as max_queued_inputs={self.bound} allows; try again in about "
             f"{after:.3g} s, or raise max_queued_inputs or max_containers"
         )
         return Result(FAILURE, error=ErrorInfo("ResourceExhaustedError", text, retry_after=after))
@@ -62,21 +61,20 @@ class Patience:
         """Seconds until half of what waits has begun, as far as anybody knows."""
         pool = self._pool
         slots = max(1, pool.fleet.ready) * pool.maximum
+        if pool.batches is not None:
+            slots *= pool.batches.size
         if pool.limit is not None:
             slots = min(slots, pool.limit)
         service_s = pool.service_s if pool.service_s is not None else pool.fleet.startup_s
-        return max(LEAST_RETRY_S, self._bound / 2 * service_s / slots)
+        return max(LEAST_RETRY_S, self.bound / 2 * service_s / slots)
 
     # ------------------------------------------------------------ how long
 
     def watch(self, call: Call, now: float) -> None:
         """Inputs of this call have come to wait."""
-        allowed = self._allowed(call)
+        allowed = call.queue_timeout or self.allowed_s
         if allowed:
             self._plan(now + allowed)
-
-    def _allowed(self, call: Call) -> float:
-        return call.queue_timeout or self._pool.spec.queue_timeout or 0.0
 
     def _plan(self, when: float) -> None:
         if self._look_at is None or when < self._look_at:
@@ -89,10 +87,10 @@ class Patience:
         self._look_at = None
         queue = self._pool.queue
         calls = queue.calls()
-        late: list[Input] = []
+        late: dict[float, list[Input]] = {}
         coming: float | None = None
         for call in calls:
-            allowed = self._allowed(call)
+            allowed = call.queue_timeout or self.allowed_s
             if not allowed:
                 continue
             for input in queue.of(call):
@@ -102,15 +100,15 @@ class Patience:
                 if due > now:
                     coming = due if coming is None else min(coming, due)
                     break
-                late.append(input)
-        if late:
-            self._pool.cancel(late, self._lateness(late[0]))
+                late.setdefault(allowed, []).append(input)
+        for allowed, inputs in late.items():
+            self._pool.cancel(inputs, self._lateness(allowed))
             self._plane.touch(self._pool)
         if coming is not None:
             self._plan(max(coming, now + LOOK_S, now + LOOK_PER_CALL_S * len(calls)))
 
-    def _lateness(self, input: Input) -> Result:
-        pool, allowed = self._pool, self._allowed(input.call)
+    def _lateness(self, allowed: float) -> Result:
+        pool = self._pool
         text = (
             f"the input waited longer than queue_timeout={allowed:g} s for {pool.spec.name} "
             f"(running: {pool.in_flight}, containers: {pool.fleet.ready}); raise the timeout, max_containers, or what "

@@ -13,7 +13,7 @@ from typing import Any
 from kedge.core.agenda import Agenda
 from kedge.core.apps import App, normalised
 from kedge.core.audit import audit
-from kedge.core.calls import CANCELLED, Call, Calls, Input
+from kedge.core.calls import CANCELLED, Calls, Input
 from kedge.core.containers import STARTING, Container
 from kedge.core.desk import Desk
 from kedge.core.fleet import LAST_MOMENT_S
@@ -163,10 +163,10 @@ class Plane:
             app.stopped = reason
             why = ErrorInfo("ExecutionError", f"the app {app.spec.name} has stopped: {reason}")
             gone = Result(TERMINATED, error=why)
+            for call in [call for call in self.calls.by_id.values() if call.pool.app == app.spec.app]:
+                call.pool.cancel_call(call, gone)
+                self.calls.total(call, call.submitted)
             for pool in app.pools.values():
-                for call in self._calls_of(pool):
-                    pool.cancel_call(call, gone)
-                    self.calls.total(call, call.submitted)
                 self.rooms.wait_no_more(pool)
                 pool.fleet.stop(reason)
         self._forget_if_over(app)
@@ -244,7 +244,7 @@ class Plane:
             for input in inputs:
                 self.calls.close(input, CANCELLED)
         else:
-            pool.submit(inputs, now)
+            pool.submit(inputs, now, restored=message.durable and not sender)
             self._touched[pool] = None
         if message.durable and sender:
             self.outbox.send(sender, p.InputsAccepted(message.call, message.first, len(message.payloads)))
@@ -302,7 +302,7 @@ class Plane:
     def _slots_changed(self, message: p.SlotsChanged, now: float, sender: str) -> None:
         container = self._known(sender, "slots changed")
         if container is not None:
-            container.pool.change_slots(container, message.inputs)
+            container.pool.slots.change(container, message.inputs)
             self.touch(container.pool)
 
     def _container_leaving(self, message: p.ContainerLeaving, now: float, sender: str) -> None:
@@ -404,6 +404,3 @@ class Plane:
 
     def _time_passed(self, message: p.TimePassed, now: float, sender: str) -> None:
         """The agenda has already run."""
-
-    def _calls_of(self, pool: Pool) -> list[Call]:
-        return [call for call in self.calls.by_id.values() if call.pool is pool]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from kedge.core.apps import method_limits
 from kedge.core.batches import Batches, batching_of
 from kedge.core.calls import CANCELLED, NEVER, Call, Calls, Input
@@ -23,10 +21,11 @@ from kedge.core.overdue import Overdue
 from kedge.core.patience import Patience
 from kedge.core.queue import InputQueue
 from kedge.core.router import LoadIndex
+from kedge.core.slots import Slots
 from kedge.core.suspects import Suspects
 from kedge.model.payload import FAILURE, SUCCESS, TERMINATED, TIMEOUT, Payload, Result
-from kedge.model.protocol import ConcurrencyChanged, Dispatch, Finished, InputsCancelled
-from kedge.model.spec import Concurrency, FunctionSpec
+from kedge.model.protocol import Dispatch, Finished, InputsCancelled
+from kedge.model.spec import FunctionSpec
 
 if TYPE_CHECKING:
     from kedge.core.plane import Plane
@@ -45,14 +44,20 @@ class Pool:
         self.maximum = spec.concurrency.max_inputs
         self.limit = spec.concurrency_limit
         self.method_limits = method_limits(spec)
-        self.queue = InputQueue()
+        batching = batching_of(spec)
+        self.queue = InputQueue(by_method=bool(self.method_limits) and batching is None)
         self.index: LoadIndex[Container] = LoadIndex()
         self.running = 0
         """Slots taken over all containers."""
         self.shared = 0
         """Inputs that run beyond one per slot: the further members of batches."""
+        self.methods: dict[str, int] = {}
+        """Slots taken per method; kept only where methods have limits."""
         self.service_s: float | None = None
         self.finished = 0
+        """Inputs whose code has ended, or will not be waited for, with a result of its own."""
+        self.given_up = 0
+        """Inputs that failed without an end of their code: they waited for too long, or nothing could run them."""
         self.failed = 0
         self.submitted = 0
         self.refused = 0
@@ -68,8 +73,8 @@ class Pool:
         self._calls: Calls = plane.calls
         self._agenda = plane.agenda
         self._plane = plane
-        batching = batching_of(spec)
         self.batches = Batches(self, plane, batching) if batching is not None else None
+        self.slots = Slots(self, plane)
         self.credits = Credits(self, plane)
         self.suspects = Suspects(self, plane)
         self.patience = Patience(self, plane)
@@ -89,24 +94,26 @@ class Pool:
     def backlog(self) -> int:
         """Slots that inputs ask for which have none."""
         ready = self.queue.ready if self.batches is None else self.batches.slots(self.queue.ready)
-        return ready + self.credits.count + self.suspects.demand
+        return ready + self.credits.count
 
     # ------------------------------------------------------------ inputs come
 
-    def submit(self, inputs: list[Input], now: float) -> None:
-        room = self.patience.room(len(inputs))
-        self.submitted += room
-        self.refused += len(inputs) - room
-        append = self.queue.append
-        for input in inputs[:room]:
-            append(input)
-        if room < len(inputs):
-            refusal = self.patience.refusal()
+    def submit(self, inputs: list[Input], now: float, restored: bool = False) -> None:
+        """`restored` ones were let in before: by a server that is no more."""
+        room, queue, patience = len(inputs), self.queue, self.patience
+        if queue.ready + queue.aside + room > patience.bound and not restored:
+            room = patience.room(room)
+            refusal = patience.refusal()
             for input in inputs[room:]:
+                self.refused += 1
                 # Its caller may send it again, so its arguments stay; those of a durable one are the store's.
                 self._calls.close(input, refusal, release=input.call.durable)
-        if room:
-            self.patience.watch(inputs[0].call, now)
+            del inputs[room:]
+        self.submitted += room
+        for input in inputs:
+            queue.append(input)
+        if inputs and (inputs[0].call.queue_timeout or patience.allowed_s):
+            patience.watch(inputs[0].call, now)
 
     def dispatch(self, now: float) -> None:
         """Grants slots while there are inputs and slots, then credits."""
@@ -121,34 +128,39 @@ class Pool:
         if self.method_limits:
             self._dispatch_by_method()
             return
-        pick, target, maximum, limit = self.index.pick, self.target, self.maximum, self.limit
+        target, maximum, limit = self.target, self.maximum, self.limit
         while queue.ready and (limit is None or self.running < limit):
-            container = pick(target, maximum)
+            container = self.index.pick(target, maximum)
             if container is None:
                 break
-            self.grant(container, queue.pop())
+            count = 1
+            if container.load + 1 < target and not self.spec.single_use_containers:
+                # The next ones would go there as well, up to target.
+                count = min(queue.ready, (container.slots or target) - container.load, target - container.load)
+                if limit is not None:
+                    count = min(count, limit - self.running)
+            for _ in range(count):
+                self.lease(container, queue.pop())
+            self.take_slots(container, "", count)
         if queue.ready and self.credits.hungry:
             self.credits.give(now)
 
     def _dispatch_by_method(self) -> None:
         """Where methods have limits of their own, a call whose method is full everywhere is passed over."""
-        full: dict[str, None] = {}
+        full: list[str] = []
         """Methods that no container has a slot for: slots are only taken here, so they stay full."""
         while self.queue.ready and (self.limit is None or self.running < self.limit):
-            for call in self.queue.turns():
-                if call.method in full:
-                    continue
-                container = self._pick_for(call.method)
-                if container is not None:
-                    self.grant(container, self.queue.pop_from(call))
-                    break
-                full[call.method] = None
-                if len(full) == len(self.spec.methods):
-                    return
-            else:
+            method = self.queue.next_method(without=full)
+            if method is None:
                 return
+            container = self.pick_for(method)
+            if container is None:
+                full.append(method)
+            else:
+                self.grant(container, self.queue.pop(method))
 
-    def _pick_for(self, method: str) -> Container | None:
+    def pick_for(self, method: str) -> Container | None:
+        """The container for the next input of a method."""
         cap = self.method_limits.get(method)
         if cap is None:
             return self.index.pick(self.target, self.maximum)
@@ -160,22 +172,18 @@ class Pool:
             self.batches.grant(container, [input])
             return
         self.lease(container, input)
-        if self.method_limits:
-            method = input.call.method
-            container.methods[method] = container.methods.get(method, 0) + 1
-        self.take_slot(container)
+        self.take_slots(container, input.call.method)
 
     def lease(self, container: Container, input: Input, batch: int = 0, members: int = 0) -> int:
         """Sends the input to the container. Gives the number of its batch, which is its own lease for the first."""
         lease = self._plane.new_lease(input)
         input.container = container
         container.leases[lease] = input
-        now = self._agenda.now
+        now, call = self._agenda.now, input.call
         if input.granted_at == NEVER:
             self.waits.add(now - input.queued_at)
         input.granted_at = now
-        call = input.call
-        if not self.overdue.watching or call.timeout:
+        if call.timeout or self.overdue.look_at is None:
             self.overdue.granted(input)
         if members and not batch:
             batch = lease
@@ -197,12 +205,15 @@ class Pool:
         )
         return batch
 
-    def take_slot(self, container: Container) -> None:
-        """One more slot of the container is in use."""
-        self.running += 1
-        load = container.load + 1
+    def take_slots(self, container: Container, method: str, count: int = 1) -> None:
+        """More slots of the container are in use: all up to target, or one."""
+        self.running += count
+        if self.method_limits:
+            container.methods[method] = container.methods.get(method, 0) + count
+            self.methods[method] = self.methods.get(method, 0) + count
+        load = container.load + count
         if load > self.target:
-            self.bursts += 1
+            self.bursts += count
         if self.spec.single_use_containers:
             container.used = True
             self.index.remove(container)
@@ -226,7 +237,7 @@ class Pool:
             if input is None:
                 plane.drop("finished a lease that is over")
                 continue
-            if container.credits and not input.credited and container.running <= self.slots_of(container):
+            if container.credits and not input.credited and container.running <= self.slots.of(container):
                 # Its slot goes to the oldest credit: the container has started that one in the same moment.
                 self.credits.promote(container, next(iter(container.credits)), now)
             self.release(container, input)
@@ -245,7 +256,8 @@ class Pool:
 
     def bury(self, container: Container) -> None:
         """Dismisses a quarantined container as soon as nobody waits for anything that it runs."""
-        if container.quarantined and all(input.closed or input.overran for input in container.leases.values()):
+        leases = container.leases.values()
+        if container.quarantined and all(input.closed or input.overran or input.credited for input in leases):
             self.fleet.dismiss(container)
 
     def conclude(self, input: Input, result: Result, now: float) -> None:
@@ -281,7 +293,9 @@ class Pool:
         else:
             self.running -= 1
             if self.method_limits:
-                container.methods[input.call.method] -= 1
+                method = input.call.method if self.batches is None else self.batches.method
+                container.methods[method] -= 1
+                self.methods[method] -= 1
             if container.held or container.suspect is not None:
                 self.suspects.ended(container, input)
         input.batch = None
@@ -295,8 +309,13 @@ class Pool:
             if input is None:
                 self._plane.drop("returned a lease that is over")
                 continue
+            suspected = container.suspect is input
             self.release(container, input)
-            if not input.closed:
+            if input.closed:
+                continue
+            if suspected:
+                self.suspects.put_back(input)
+            else:
                 self.queue.put_back(input)
         self.weigh(container)
         if container.idle:
@@ -317,20 +336,22 @@ class Pool:
         """Closes inputs at once; those that run are told, and hold their slot until they have ended. Gives the
         containers that run some of them."""
         told: dict[Container, list[int]] = {}
-        waiting: dict[Call, None] = {}
-        now = self._agenda.now
+        now, unwanted = self._agenda.now, result.status == TERMINATED
         for input in inputs:
             if input.closed:
                 continue
-            if input.container is not None:
-                told.setdefault(input.container, []).append(input.lease)
-                input.told_at = now
+            if unwanted:
+                self.cancelled += 1
             else:
-                waiting[input.call] = None
-            self.cancelled += 1
+                self.failed += 1
+                self.given_up += 1
             self._calls.close(input, result)
-        for call in waiting:
-            self.queue.drop_closed(call)
+            if input.container is None:
+                self.queue.withdraw(input)
+                continue
+            told.setdefault(input.container, []).append(input.lease)
+            if input.told_at == NEVER:
+                input.told_at = now
         for container, leases in told.items():
             self._outbox.send(container.id, InputsCancelled(leases, reason))
         if told:
@@ -338,20 +359,12 @@ class Pool:
         return list(told)
 
     def cancel_call(self, call: Call, result: Result = CANCELLED) -> list[Container]:
-        """Everything of one call; cheap also for very many queued inputs."""
-        for input in self.queue.remove_call(call):
-            self.cancelled += 1
-            self._calls.close(input, result)
+        """Everything of one call."""
         return self.cancel(list(call.open.values()), result)
 
     def fail_queued(self, result: Result) -> None:
         """Gives up everything that waits."""
-        waiting = list(self.queue)
-        for call in dict.fromkeys(input.call for input in waiting):
-            self.queue.remove_call(call)
-        for input in waiting:
-            self.failed += 1
-            self._calls.close(input, result)
+        self.cancel(list(self.queue), result)
 
     # ------------------------------------------------------------ containers come, change and go
 
@@ -365,52 +378,28 @@ class Pool:
         self.index.remove(container)
         self.credits.hungry.pop(container, None)
         self.suspects.left(container)
+        self.slots.left(container)
 
     def weigh(self, container: Container) -> None:
         """Brings the index up to date with the slots that are taken, and with whether there are any for the router."""
-        running = container.running
-        if container.indexed != self._is_open(container, running):
-            if container.indexed:
-                self.index.remove(container)
-                container.load = running
-            else:
+        running, indexed = container.running, container.indexed
+        if self._is_open(container, running):
+            if not indexed:
                 self.index.add(container, running)
-        elif running != container.load:
-            if container.indexed:
+            elif running != container.load:
                 self.index.move(container, running)
-            else:
-                container.load = running
-        if container.indexed:
-            self.credits.weigh(container, running)
+            if running >= self.maximum or self.credits.hungry:
+                self.credits.weigh(container, running)
+        else:
+            if indexed:
+                self.index.remove(container)
+            container.load = running
 
     def _is_open(self, container: Container, running: int) -> bool:
         """Whether the router may look at the container."""
         if container.state != READY or container.used or container.held:
             return False
         return not container.slots or running < container.slots
-
-    def slots_of(self, container: Container) -> int:
-        """How many inputs it takes at once."""
-        return min(container.slots or self.maximum, self.maximum)
-
-    def change_slots(self, container: Container, slots: int) -> None:
-        """The container's own code says how many inputs it takes at once."""
-        container.slots = slots if slots < self.maximum else 0
-        self._fewer(container)
-
-    def change_concurrency(self, concurrency: Concurrency) -> None:
-        """From now on every container takes so many. Nothing that runs is interrupted."""
-        self.spec = replace(self.spec, concurrency=concurrency)
-        self.target, self.maximum = concurrency.target_inputs, concurrency.max_inputs
-        for container in self.fleet.containers.values():
-            self._outbox.send(container.id, ConcurrencyChanged(concurrency))
-            self._fewer(container)
-
-    def _fewer(self, container: Container) -> None:
-        """It may have more inputs than it is to take."""
-        container.most = container.running
-        self.credits.recall(container)
-        self.weigh(container)
 
     # ------------------------------------------------------------ what people and checks see
 
@@ -420,13 +409,13 @@ class Pool:
             "pool": self.id,
             "name": self.spec.name,
             "backlog": self.queue.ready + len(self.queue.suspects) + self.credited,
-            "delayed": len(self.queue) - self.queue.ready - len(self.queue.suspects),
+            "delayed": self.queue.delayed,
             "suspects": len(self.queue.suspects),
             "running": self.in_flight,
             "headroom": self.index.free_slots(self.maximum),
             "submitted": self.submitted,
             "refused": self.refused,
-            "finished": self.finished,
+            "finished": self.finished + self.given_up,
             "failed": self.failed,
             "cancelled": self.cancelled,
             "service_s": self.service_s,

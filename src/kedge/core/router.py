@@ -93,7 +93,7 @@ class LoadIndex(Generic[C]):
 
     def empty(self) -> Iterator[C]:
         """Containers without a load."""
-        for _, container in self._heaps[0] if self._heaps else ():
+        for _, container in self._heaps[0] if self._used & 1 else ():
             if container.indexed and not container.load:
                 yield container
 

@@ -7,16 +7,18 @@ then it is cleared. A container that dies with a suspect in it is that input's o
 
 An empty container goes to a suspect first. Where none is empty and none is coming up, a suspect may join those that are
 cleared, unless it has been the reason of a loss already; or the emptiest container is held: it gets nothing more, and
-is the suspect's when it is empty.
+is the suspect's when it is empty. A container is not held any longer that runs an input which has called its own
+function: that call waits for a slot, and so neither would ever end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kedge.core.calls import NEVER, Input
 from kedge.core.containers import Container, how_it_ended
-from kedge.core.overdue import overran_result
+from kedge.model.ids import input_id
 from kedge.model.payload import INTERNAL_FAILURE, ErrorInfo, Result
 from kedge.model.protocol import ContainerLost
 
@@ -45,34 +47,55 @@ class Suspects:
         self._pool = pool
         self._plane = plane
         self._cells: dict[Container, None] = {}
-        """Containers that run a suspect, beside cleared ones at most, or only cleared ones."""
+        """Containers that run a suspect, beside cleared ones at most."""
+        self._cleared: dict[Container, None] = {}
+        """Containers that run cleared ones."""
         self._kept: dict[Container, None] = {}
         """Containers that are held until they are empty."""
+        self.concern = False
+        """Whether suspects wait, or hold containers: until `dispatch` has found that they do not any more."""
 
     @property
-    def demand(self) -> int:
-        """Slots that they ask for: a whole container each."""
+    def held(self) -> int:
+        """Containers that others cannot use."""
+        return len(self._cells) + len(self._cleared) + len(self._kept)
+
+    @property
+    def wanted(self) -> int:
+        """Containers that those who wait ask for beside the held ones."""
         waiting = len(self._pool.queue.suspects)
-        return min(waiting, MOST_CONTAINERS) * self._pool.target if waiting else 0
+        if self._pool.limit is not None:
+            waiting = min(waiting, self._pool.limit)
+        return max(0, min(waiting, MOST_CONTAINERS - self.held))
 
     @property
-    def concern(self) -> bool:
-        """Whether `dispatch` has something to do."""
-        return bool(self._kept or self._cells or self._pool.queue.suspects)
+    def containers(self) -> list[Container]:
+        """The held ones."""
+        return [*self._cells, *self._cleared, *self._kept]
+
+    def put_back(self, input: Input) -> None:
+        """It waits for a place, before the others."""
+        self._pool.queue.suspect(input)
+        self.concern = True
 
     def dispatch(self, now: float) -> None:
         """Gives places to those that wait."""
         pool = self._pool
         waiting = pool.queue.suspects
+        if pool.queue.parents:
+            self._release_if(self._is_needed)
         while waiting and (pool.limit is None or pool.in_flight < pool.limit):
-            container = self._empty() or self._cleared(waiting[0])
-            if container is None:
-                self._keep_one()
-                return
-            self._confine(container, waiting.popleft(), now)
+            container = self._empty()
+            place = self._place_beside_cleared() if container is None else (next(iter(waiting)), container)
+            if place is None:
+                if not (self.held or pool.fleet.starting):
+                    self._keep_one()
+                break
+            pool.queue.pop_suspect(place[0])
+            self._confine(*place, now)
         if not waiting:
-            for container in [*self._kept, *(c for c in self._cells if c.suspect is None)]:
-                self._release(container)
+            self._release_if(lambda container: True)
+        self.concern = bool(waiting or self.held)
 
     def lost(self, container: Container, message: ContainerLost, blameless: bool) -> None:
         """The container is gone. What was in it runs again on the infrastructure budget: alone, unless the container
@@ -88,11 +111,11 @@ class Suspects:
             if input.closed:
                 continue
             if input.overran:
-                pool.conclude(input, overran_result(pool.spec, input.call), now)
+                pool.conclude(input, pool.overdue.overran_result(input.call), now)
                 continue
             input.told_at = NEVER
             input.ran_s = ran_s
-            spared = blameless or (inmate is not None and input is not inmate)
+            spared = input is not inmate and (blameless or inmate is not None)
             if input is culprit and not blameless:
                 input.losses += 1
             else:
@@ -102,44 +125,58 @@ class Suspects:
             elif spared:
                 pool.queue.put_back(input)
             else:
-                pool.queue.suspects.appendleft(input)
+                self.put_back(input)
 
     def left(self, container: Container) -> None:
         """The container takes nothing more, or is gone."""
         self._cells.pop(container, None)
+        self._cleared.pop(container, None)
         self._kept.pop(container, None)
         container.held = False
 
     def ended(self, container: Container, input: Input) -> None:
         """A slot of a container is free again that is held, or was when it stopped taking inputs."""
         if container.suspect is input:
-            container.suspect = None
-        if container in self._cells and not container.running:
+            self._absolve(container)
+        if container in self._cleared and not container.running:
             self._release(container)
 
     def check(self) -> None:
+        assert self.concern or not (self.held or self._pool.queue.suspects)
         for container in self._cells:
-            assert container.held
-            assert container.suspect is None or container.suspect in container.leases.values()
+            assert container.suspect in container.leases.values()
+        for container in self._cleared:
+            assert container.suspect is None
+            assert container.running
+        assert self._pool.queue.suspects or not (self._cleared or self._kept), "containers are held for nobody"
         held = [c for c in self._pool.fleet.containers.values() if c.held]
-        assert len(held) == len(self._cells) + len(self._kept)
+        assert len(held) == self.held
+        assert all(c in self._cells or c in self._cleared or c in self._kept for c in held)
 
-    def _confine(self, container: Container, input: Input, now: float) -> None:
+    def _confine(self, input: Input, container: Container, now: float) -> None:
         self._kept.pop(container, None)
+        self._cleared.pop(container, None)
         self._cells[container] = None
         container.suspect = input
         self._hold(container)
         self._pool.grant(container, input)
         lease = input.lease
         self._plane.agenda.at(
-            now + CLEARED_AFTER * input.ran_s + CLEARED_AFTER_S, lambda at: self._clear(container, input, lease)
+            now + CLEARED_AFTER * input.ran_s + CLEARED_AFTER_S, lambda at: self._clear(container, lease)
         )
 
-    def _clear(self, container: Container, input: Input, lease: int) -> None:
+    def _clear(self, container: Container, lease: int) -> None:
         """It has outlived the moment at which its container died: others may run beside it."""
-        if container.suspect is input and input.lease == lease:
-            container.suspect = None
+        if container.suspect is not None and container.suspect.lease == lease:
+            self._absolve(container)
             self._plane.touch(self._pool)
+
+    def _absolve(self, container: Container) -> None:
+        """Nobody in it is suspected any more."""
+        container.suspect = None
+        if container in self._cells:
+            del self._cells[container]
+            self._cleared[container] = None
 
     def _hold(self, container: Container) -> None:
         container.held = True
@@ -147,10 +184,14 @@ class Suspects:
         self._pool.credits.hungry.pop(container, None)
         self._pool.credits.recall(container)
 
+    def _release_if(self, asked: Callable[[Container], bool]) -> None:
+        """Lets others into containers in which nobody is suspected."""
+        for container in [*self._kept, *self._cleared]:
+            if asked(container):
+                self._release(container)
+
     def _release(self, container: Container) -> None:
-        self._kept.pop(container, None)
-        self._cells.pop(container, None)
-        container.held = False
+        self.left(container)
         self._pool.weigh(container)
 
     def _empty(self) -> Container | None:
@@ -159,26 +200,32 @@ class Suspects:
                 return container
         return next((container for container in self._pool.index.empty() if container.idle), None)
 
-    def _cleared(self, input: Input) -> Container | None:
-        """A container with a free slot that runs nothing but cleared inputs, if no better place will come by itself."""
+    def _place_beside_cleared(self) -> tuple[Input, Container] | None:
+        """A suspect, and a free slot beside cleared inputs for it, if no better place will come by itself."""
         pool = self._pool
-        if input.losses or pool.fleet.starting:
+        if not self._cleared or pool.fleet.starting:
+            return None
+        input = next((input for input in pool.queue.suspects if not input.losses), None)
+        if input is None:
             return None
         method = input.call.method
         cap = pool.method_limits.get(method, pool.maximum)
-        for container in self._cells:
-            free = container.running < pool.slots_of(container) and container.methods.get(method, 0) < cap
-            if free and container.suspect is None:
-                return container
+        for container in self._cleared:
+            free = container.running < pool.slots.of(container) and container.methods.get(method, 0) < cap
+            if free and not container.used:
+                return input, container
         return None
 
+    def _is_needed(self, container: Container) -> bool:
+        """Whether an input of the container waits for one in the queue."""
+        parents = self._pool.queue.parents
+        return bool(parents) and any(input_id(i.call.id, i.index) in parents for i in container.leases.values())
+
     def _keep_one(self) -> None:
-        """Has the emptiest container run dry, unless a place will come by itself."""
+        """Has the emptiest container run dry."""
         pool = self._pool
-        if self._cells or self._kept or pool.fleet.starting:
-            return
         container = next(iter(pool.index), None)
-        if container is not None:
+        if container is not None and not self._is_needed(container):
             self._kept[container] = None
             self._hold(container)
 

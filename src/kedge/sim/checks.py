@@ -191,7 +191,9 @@ class Checks:
             )
         for known in function.methods:
             if known.name == method and known.concurrency_limit is not None:
-                at_once = sum(run.dispatch.method == method for run in container.runs.values())
+                at_once = sum(
+                    run.dispatch.method == method and run is run.slot[0] for run in container.runs.values()
+                )  # a batch is one slot
                 if at_once > known.concurrency_limit:
                     self.fail("method limit", f"{container.id} runs {method} {at_once} times at once")
 
@@ -247,8 +249,9 @@ class Checks:
         for container in pool.index:
             if container.running < pool.maximum:
                 for call in pool.queue.calls():
-                    cap = pool.method_limits.get(call.method)
-                    if cap is None or container.methods.get(call.method, 0) < cap:
+                    method = call.method if pool.batches is None else pool.batches.method
+                    cap = pool.method_limits.get(method)
+                    if cap is None or container.methods.get(method, 0) < cap:
                         self.fail("work conservation", f"{call} waits, while {container} has a free slot")
 
     def _slots_agree(self, body: SimContainer) -> None:

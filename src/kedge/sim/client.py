@@ -36,11 +36,13 @@ class SimCall:
         "parent",
         "payloads",
         "pool",
+        "queue_timeout",
         "refused",
         "requested",
         "results",
         "sent",
         "stream",
+        "timeout",
         "window",
     )
 
@@ -52,6 +54,8 @@ class SimCall:
         self.durable: bool = options.get("durable", False)
         self.stream: bool = options.get("stream", False)
         self.parent: str = options.get("parent", "")
+        self.timeout: float = options.get("timeout", 0.0)
+        self.queue_timeout: float = options.get("queue_timeout", 0.0)
         self.window: int = options.get("window", 0) or len(payloads)
         self.get_after: float = options.get("get_after", 0.0)
         """Seconds from the acceptance of a durable call to the question for its results."""
@@ -235,7 +239,17 @@ class SimClient:
         total = len(call.payloads) if last else -1
         self.up.send(
             p.InputsSubmitted(
-                call.id, call.pool, first, payloads, call.method, call.durable, call.parent, call.stream, total
+                call.id,
+                call.pool,
+                first,
+                payloads,
+                call.method,
+                call.durable,
+                call.parent,
+                call.stream,
+                total,
+                call.timeout,
+                call.queue_timeout,
             )
         )
 

@@ -103,6 +103,11 @@ class SimEngine:
         for container in [c for c in self.containers.values() if c.node == node]:
             container.die("the machine is gone", said=False)
 
+    def lose_supervisor(self) -> None:
+        """What holds the containers dies, and they with it: no fault of theirs."""
+        for container in list(self.containers.values()):
+            container.die("the supervisor died", blameless=True)
+
     def die(self) -> None:
         """The server is gone, and its containers with it."""
         self.up.cut = self._down.cut = True
@@ -117,6 +122,7 @@ class SimContainer:
         self.node = order.node
         self.devices = order.devices
         self.function = function
+        self._timeouts = {method.name: method.timeout for method in function.methods}
         self.session = Session(function.concurrency.max_inputs)
         self.runs: dict[int, Run] = {}
         self.taken = 0
@@ -235,7 +241,7 @@ class SimContainer:
             run.child.on_over = lambda: self._end(run)
         else:
             world.after(seconds, self._end, run)
-            timeout = dispatch.timeout or self.function.timeout
+            timeout = dispatch.timeout or self._timeouts.get(dispatch.method) or self.function.timeout
             if seconds > timeout and run.kind != FROZEN:
                 world.after(timeout, self._overrun, run)
 
@@ -340,6 +346,7 @@ class SimContainer:
         signal: int | None = None,
         out_of_memory: bool = False,
         said: bool = True,
+        blameless: bool = False,
     ) -> None:
         if not self.alive:
             return
@@ -355,7 +362,7 @@ class SimContainer:
         if self.client is not None:
             self.client.leave()
         if said:
-            self._engine.up.send(p.ContainerLost(self.id, reason, exit_code, signal, out_of_memory))
+            self._engine.up.send(p.ContainerLost(self.id, reason, exit_code, signal, out_of_memory, blameless))
             self._hang_up()
         else:
             self.up.cut = True

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 class Entry:
     """One durable call."""
 
-    __slots__ = ("done", "inputs", "method", "pool", "total")
+    __slots__ = ("done", "inputs", "limits", "method", "pool", "total")
 
     def __init__(self, message: p.InputsSubmitted) -> None:
         self.pool = message.pool
         self.method = message.method
+        self.limits = message.timeout, message.queue_timeout
         self.total = -1
         self.inputs: dict[int, Payload] = {}
         self.done: dict[int, Result] = {}
@@ -97,7 +98,9 @@ class SimStore:
             yield entry.restored(id)
             waiting = {index: payload for index, payload in entry.inputs.items() if index not in entry.done}
             for first, payloads in runs(waiting):
-                yield p.InputsSubmitted(id, entry.pool, first, payloads, entry.method, durable=True, total=entry.total)
+                yield p.InputsSubmitted(
+                    id, entry.pool, first, payloads, entry.method, True, "", False, entry.total, *entry.limits
+                )
 
 
 def runs(payloads: dict[int, Payload]) -> Iterator[tuple[int, list[Payload]]]:

@@ -145,11 +145,16 @@ def draw_function(random: Random, world: World, name: str) -> FunctionSpec:
         options["single_use_containers"] = True
         options["concurrency"] = Concurrency()
     elif kind < 0.3:
-        limits = (MethodSpec("a", concurrency_limit=2), MethodSpec("b", concurrency_limit=1), MethodSpec("c"))
+        limits = (
+            MethodSpec("a", concurrency_limit=2),
+            MethodSpec("b", concurrency_limit=1, timeout=random.choice((None, 0.5))),
+            MethodSpec("c"),
+        )
         options["methods"] = limits
         options["is_class"] = True
     elif kind < 0.42:
-        options["methods"] = (MethodSpec(batching=Batching(random.choice((2, 8)), random.choice((0, 50)))),)
+        batching = Batching(random.choice((2, 8)), random.choice((0, 50)))
+        options["methods"] = (MethodSpec(batching=batching, concurrency_limit=random.choice((None, None, 2))),)
     return function(name, **options)
 
 
@@ -189,6 +194,8 @@ class Plan:
                 "stream": random.random() < 0.05 and chosen.methods[0].batching is None,
                 "window": random.choice((0, 10, 1000)),
                 "get_after": random.random() * self._span,
+                "timeout": some(random, 0.1, random.choice((0.5, 5.0))),
+                "queue_timeout": some(random, 0.1, random.choice((0.2, 3.0))),
             }
             payloads = [self._payload(app, chosen) for _ in range(count)]
             pool = function_id(app.app, chosen.name)
@@ -237,6 +244,8 @@ class Plan:
             self._later(random.choice(self._programs).leave)
         if random.random() < 0.2:
             self._later(self._lose_node)
+        if random.random() < 0.2:
+            self._later(lambda: world.engine.lose_supervisor())
         if random.random() < 0.3:
             for _ in range(random.randint(1, 3)):
                 self._later(self._update)
