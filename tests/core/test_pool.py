@@ -380,7 +380,7 @@ def test_a_retry_makes_room_for_others_meanwhile(bench: Make) -> None:
 
 def test_inputs_of_a_lost_container_run_elsewhere_first(bench: Make) -> None:
     b = bench(function(slots=2, autoscaler=AutoscalerSettings(max_containers=2)))
-    b.submit(6)
+    b.submit(2)
     b.ready("ct-1")
     b.lose("ct-1", signal=9)
     b.ready("ct-2")

@@ -302,6 +302,12 @@ class Fleet:
         return cap is not None and self.ready + self.starting > cap
 
     @property
+    def complete(self) -> bool:
+        """Whether there can be no more containers: as many as may be, or no room for another."""
+        most = self.settings.max_containers
+        return bool(self.waiting_for_room) or (most is not None and self.ready + self.starting >= most)
+
+    @property
     def spare(self) -> bool:
         """Whether there is one more container than must be kept."""
         return self.ready + self.starting > self._floor(self._running() + self.pool.backlog, self.pool.suspects.held)

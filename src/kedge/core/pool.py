@@ -103,8 +103,9 @@ class Pool:
         room, queue, patience = len(inputs), self.queue, self.patience
         if queue.ready + queue.aside + room > patience.bound and not restored:
             room = patience.room(room)
-            refusal = patience.refusal()
+            refusal = patience.refusal() if room < len(inputs) else None
             for input in inputs[room:]:
+                assert refusal is not None
                 self.refused += 1
                 # Its caller may send it again, so its arguments stay; those of a durable one are the store's.
                 self._calls.close(input, refusal, release=input.call.durable)
@@ -131,10 +132,12 @@ class Pool:
         target, maximum, limit = self.target, self.maximum, self.limit
         while queue.ready and (limit is None or self.running < limit):
             container = self.index.pick(target, maximum)
+            if container is None and self.suspects.concern:
+                container = self.suspects.refuge()
             if container is None:
                 break
             count = 1
-            if container.load + 1 < target and not self.spec.single_use_containers:
+            if container.indexed and container.load + 1 < target and not self.spec.single_use_containers:
                 # The next ones would go there as well, up to target.
                 count = min(queue.ready, (container.slots or target) - container.load, target - container.load)
                 if limit is not None:
@@ -163,8 +166,12 @@ class Pool:
         """The container for the next input of a method."""
         cap = self.method_limits.get(method)
         if cap is None:
-            return self.index.pick(self.target, self.maximum)
-        return self.index.pick_where(self.target, self.maximum, lambda c: c.methods.get(method, 0) < cap)
+            container = self.index.pick(self.target, self.maximum)
+        else:
+            container = self.index.pick_where(self.target, self.maximum, lambda c: c.methods.get(method, 0) < cap)
+        if container is None and self.suspects.concern:
+            return self.suspects.refuge(method)
+        return container
 
     def grant(self, container: Container, input: Input) -> None:
         """Gives the input a slot of the container."""
@@ -317,6 +324,7 @@ class Pool:
                 self.suspects.put_back(input)
             else:
                 self.queue.put_back(input)
+                self.patience.watch(input.call, input.queued_at)
         self.weigh(container)
         if container.idle:
             self.fleet.rested(container, self._agenda.now)
@@ -336,6 +344,7 @@ class Pool:
         """Closes inputs at once; those that run are told, and hold their slot until they have ended. Gives the
         containers that run some of them."""
         told: dict[Container, list[int]] = {}
+        running: dict[Container, None] = {}
         now, unwanted = self._agenda.now, result.status == TERMINATED
         for input in inputs:
             if input.closed:
@@ -350,13 +359,15 @@ class Pool:
                 self.queue.withdraw(input)
                 continue
             told.setdefault(input.container, []).append(input.lease)
+            if not input.credited:
+                running[input.container] = None
             if input.told_at == NEVER:
                 input.told_at = now
         for container, leases in told.items():
             self._outbox.send(container.id, InputsCancelled(leases, reason))
         if told:
             self.overdue.told(now)
-        return list(told)
+        return list(running)
 
     def cancel_call(self, call: Call, result: Result = CANCELLED) -> list[Container]:
         """Everything of one call."""

@@ -9,6 +9,9 @@ An empty container goes to a suspect first. Where none is empty and none is comi
 cleared, unless it has been the reason of a loss already; or the emptiest container is held: it gets nothing more, and
 is the suspect's when it is empty. A container is not held any longer that runs an input which has called its own
 function: that call waits for a slot, and so neither would ever end.
+
+Where suspects have all the containers that a pool may have, others would wait until the last of them is cleared. They
+need not: they may run beside a suspect that was never the reason of a loss, and are not suspected if it is to blame.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from kedge.core.calls import NEVER, Input
 from kedge.core.containers import Container, how_it_ended
 from kedge.model.ids import input_id
 from kedge.model.payload import INTERNAL_FAILURE, ErrorInfo, Result
-from kedge.model.protocol import ContainerLost
+from kedge.model.protocol import ContainerLost, Notice
 
 if TYPE_CHECKING:
     from kedge.core.plane import Plane
@@ -34,9 +37,9 @@ MAX_SHARED_LOSSES = 16
 cleared, and containers that go for reasons of their own, come to more."""
 MOST_CONTAINERS = 4
 """Containers that suspects may ask for beyond what others need: one death must not become a stampede of starts."""
-CLEARED_AFTER = 2.0
+CLEARED_AFTER = 1.25
 """Times the seconds that it had run when its container died."""
-CLEARED_AFTER_S = 1.0
+CLEARED_AFTER_S = 0.5
 """And so many seconds more, since no two runs take the same time."""
 
 
@@ -97,6 +100,19 @@ class Suspects:
             self._release_if(lambda container: True)
         self.concern = bool(waiting or self.held)
 
+    def refuge(self, method: str = "") -> Container | None:
+        """A place for an input that nobody suspects, where suspects have all the containers there can be."""
+        pool = self._pool
+        if pool.index.size or pool.fleet.starting or not pool.fleet.complete:
+            return None
+        cap = pool.method_limits.get(method, pool.maximum)
+        for container in (*self._cleared, *self._cells):
+            harmless = container.suspect is None or not container.suspect.losses
+            free = container.running < pool.slots.of(container) and container.methods.get(method, 0) < cap
+            if harmless and free and not container.used:
+                return container
+        return None
+
     def lost(self, container: Container, message: ContainerLost, blameless: bool) -> None:
         """The container is gone. What was in it runs again on the infrastructure budget: alone, unless the container
         went for a reason of its own. Credited inputs too: the last of them may have been what brought it down."""
@@ -104,6 +120,8 @@ class Suspects:
         inmate = container.suspect
         pool.left(container)
         leases = list(container.leases.values())
+        if leases and not blameless:
+            self._say(len(leases), message)
         culprit = leases[0] if len(leases) == 1 else inmate
         for input in reversed(leases):
             ran_s = 0.0 if input.credited else now - input.granted_at
@@ -126,6 +144,14 @@ class Suspects:
                 pool.queue.put_back(input)
             else:
                 self.put_back(input)
+
+    def _say(self, inputs: int, message: ContainerLost) -> None:
+        """A container has died, and nobody knows yet what will become of its inputs."""
+        app = self._plane.apps[self._pool.app]
+        if app.session:
+            text = f"a container of {self._pool.spec.name} died with {inputs} input{'s' * (inputs != 1)} in it: it was "
+            text += how_it_ended(message)
+            self._plane.outbox.send(app.session, Notice(self._pool.app, text, "warning"))
 
     def left(self, container: Container) -> None:
         """The container takes nothing more, or is gone."""

@@ -26,8 +26,9 @@ def a_poison_input_kills_its_siblings_once(seed: int) -> World:
 
 
 @scenario
-def new_inputs_do_not_meet_a_suspect(seed: int) -> World:
-    """What comes while a suspect runs goes elsewhere, or waits until it is cleared."""
+def new_inputs_go_on_while_suspects_run(seed: int) -> World:
+    """A poison input among many, and two containers at most: what comes meanwhile does not wait until it is given
+    up, and dies with it once or twice."""
     world, client = stage(seed, function("f", concurrency=MANY, autoscaler=AutoscalerSettings(max_containers=2)))
     first = client.call(F, [work(POISON, 0.5), work(OK, 3.0)])
     wait(world, is_running(world, count=2))
@@ -35,7 +36,9 @@ def new_inputs_do_not_meet_a_suspect(seed: int) -> World:
     world.settle(500.0)
     assert first.statuses == {0: INTERNAL_FAILURE, 1: SUCCESS}
     assert every(second)
-    assert world.checks.attempts <= 2 + 5 + 8 + 30, "of the new ones those may die once that ran beside it at first"
+    assert world.checks.attempts <= 2 + 5 + 30 + 8 + 9, (
+        "8 ran beside it when it died first, 9 when it died as a suspect"
+    )
     return world
 
 
