@@ -319,7 +319,10 @@ def test_a_signal_ends_an_idle_container_through_its_exit_hooks(plane: FakePlane
 @pytest.mark.parametrize(
     ("name", "max_inputs", "is_async"), [("snooze", 1, False), ("spin", 3, False), ("snooze_async", 3, True)]
 )
-def test_no_container_outlives_its_plane(plane: FakePlane, name: str, max_inputs: int, is_async: bool) -> None:
+def test_no_container_outlives_its_plane(
+    plane: FakePlane, name: str, max_inputs: int, is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kedge.container.heartbeat.ORPHAN_GRACE_S", 30.0)  # it goes as soon as the code has ended
     plane.start(function(name, max_inputs, is_async=is_async))
     plane.dispatch("a")
     plane.noted("begin a")

@@ -34,7 +34,7 @@ TICK_S = 0.002
 QUIET_TICKS = 20
 """Looks without a change before it sleeps: waking up costs the next input more than a few looks."""
 HEARTBEAT_S = 5.0
-ORPHAN_GRACE_S = 0.2
+ORPHAN_GRACE_S = 0.5
 """For `finally` blocks of code whose plane is gone."""
 
 
