@@ -8,7 +8,7 @@ from kedge.core.calls import CANCEL_MEMORY
 from kedge.core.outbox import STORE
 from kedge.model import protocol as p
 from kedge.model.payload import FAILURE, SUCCESS, TERMINATED, Payload
-from kedge.model.spec import RetryPolicy
+from kedge.model.spec import AutoscalerSettings, RetryPolicy
 from tests.core.conftest import F, Make, function
 
 
@@ -292,3 +292,18 @@ def test_a_closed_session_is_no_longer_a_waiter(bench: Make) -> None:
     b.ready()
     b.finish("ct-1")
     assert b.results == {}
+
+
+def test_containers_are_terminated_for_what_runs_in_them_only(bench: Make) -> None:
+    """An input that is granted ahead has not started: there is nothing to terminate."""
+    b = bench(function(autoscaler=AutoscalerSettings(min_containers=1, max_containers=1)))
+    b.ready()
+    b.submit(1, "fc-0")
+    b.finish("ct-1", 1, run_s=0.0001)
+    b.submit(1, "fc-1")
+    b.submit(1, "fc-2")
+    assert b.credited("ct-1") == [0]
+    b.send(p.CallCancelled("fc-2", terminate_containers=True), "se-1")
+    assert b.orders(p.KillContainer) == []
+    b.send(p.CallCancelled("fc-1", terminate_containers=True), "se-1")
+    assert b.orders(p.KillContainer) == [p.KillContainer("ct-1", 0.0)]

@@ -139,6 +139,22 @@ def test_looks_at_the_queue_are_few(bench: Make) -> None:
     assert len(moments) < 10
 
 
+def test_what_was_granted_ahead_and_comes_back_has_waited_all_the_time(bench: Make) -> None:
+    """It was in a container when the queue was looked at, and never had a slot."""
+    b = bench(function(queue_timeout=2.0, autoscaler=ONE))
+    b.ready()
+    b.submit(1, "fc-0")
+    b.finish("ct-1", 1, run_s=0.0001)
+    b.submit(1, "fc-1")
+    b.wait(1.0)
+    b.submit(1, "fc-2", queue_timeout=0.5)
+    assert b.credited("ct-1") == [0]
+    b.wait(0.6)
+    b.send(p.InputsReturned([3]), "ct-1")
+    b.wait(0.1)
+    assert b.statuses("fc-2") == {0: TIMEOUT}
+
+
 # ---------------------------------------------------------------- a deadline of one call
 
 

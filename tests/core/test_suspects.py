@@ -36,6 +36,40 @@ def test_new_inputs_do_not_wait_for_suspects_where_there_is_but_one_container(be
     assert len(b.running("ct-2")) == 4, "its slots are the limit"
 
 
+def test_new_inputs_do_not_wait_for_suspects_where_there_is_no_room_for_another_container(bench: Make) -> None:
+    b = bench(function(slots=4, resources=Resources(1.0)), cpu=1.0)
+    b.submit(2)
+    b.ready()
+    b.wait(10.0)
+    b.lose("ct-1", signal=9)
+    b.ready("ct-2")
+    b.submit(1, "fc-2")
+    assert b.running("ct-2") == ["fc-1:0", "fc-2:0"]
+
+
+def test_new_inputs_do_not_keep_a_suspect_from_its_container(bench: Make) -> None:
+    """It must run alone, and the only container never becomes empty by itself, since new inputs come all the time."""
+    b = bench(function(slots=4, autoscaler=TWO))
+    b.ready()
+    b.submit(1)
+    b.submit(1, "fc-poison")
+    b.wait(3.0)
+    b.lose("ct-1", signal=9)
+    b.ready()
+    assert (b.running("ct-2"), b.running("ct-3")) == (["fc-1:0"], ["fc-poison:0"])
+    b.send(p.AutoscalerUpdated(1, F, min_containers=1, max_containers=1), "se-1")
+    b.lose("ct-3", signal=9)
+    b.submit(1, "fc-a")
+    assert b.running("ct-2") == ["fc-1:0", "fc-a:0"], "the first is not charged"
+    b.wait(10.0)
+    b.submit(1, "fc-b")
+    assert b.running("ct-2") == ["fc-1:0", "fc-a:0"], "it is cleared, and the container is for the other one"
+    b.finish("ct-2")
+    assert b.running("ct-2") == ["fc-poison:0"]
+    b.finish("ct-2")
+    assert b.running("ct-2") == ["fc-b:0"]
+
+
 def test_who_runs_beside_a_suspect_that_kills_is_not_suspected(bench: Make) -> None:
     b = bench(function(slots=4, autoscaler=ONE))
     b.submit(1)
@@ -354,3 +388,19 @@ def test_a_nested_suspect_gets_a_container_beyond_the_room_there_is(bench: Make)
     b.lose("ct-2", signal=9)
     b.ready("ct-3")
     assert b.running("ct-3") == ["fc-2:0"]
+
+
+def test_a_container_that_is_to_run_dry_lets_in_what_its_inputs_wait_for(bench: Make) -> None:
+    """Otherwise neither the caller nor the suspect would ever move."""
+    b = bench(function(slots=4, autoscaler=TWO))
+    b.ready()
+    b.submit(4)
+    b.submit(1, "fc-parent")
+    b.send(p.AutoscalerUpdated(1, F, min_containers=1, max_containers=1), "se-1")
+    b.lose("ct-1", signal=9)
+    b.submit(1, "fc-2")
+    assert b.running("ct-2") == ["fc-parent:0"], "held for the suspects"
+    b.submit(1, "fc-child", parent="in-parent-0")
+    assert "fc-child:0" in b.running("ct-2")
+    b.finish("ct-2")
+    assert b.running("ct-2")[0] == "fc-1:0"

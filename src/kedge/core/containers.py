@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kedge.core.scheduler import Placement
+from kedge.model.payload import ErrorInfo
 from kedge.model.protocol import ContainerLost
 
 if TYPE_CHECKING:
@@ -129,3 +130,11 @@ def how_it_ended(message: ContainerLost) -> str:
     if message.signal is not None:
         return f"killed by signal {message.signal}"
     return "lost" if message.exit_code is None else f"left with exit code {message.exit_code}"
+
+
+def crash_error(message: ContainerLost, times: int) -> ErrorInfo:
+    return ErrorInfo(
+        "ExecutionError",
+        f"the container died {times} times in a row while it was starting; the last one was {how_it_ended(message)}. "
+        "Its output shows what it did last; starts go on at growing intervals.",
+    )

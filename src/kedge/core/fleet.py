@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from kedge.core.autoscaler import Decision, Observation, decide
-from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container, how_it_ended
+from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container, crash_error
 from kedge.core.outbox import ENGINE
 from kedge.core.scheduler import Placement, Unplaceable
 from kedge.model.payload import INIT_FAILURE, ErrorInfo, Result
@@ -198,6 +198,8 @@ class Fleet:
         if place.lasting:
             self.pool.fail_queued(Result(INIT_FAILURE, error=ErrorInfo("ExecutionError", place.reason)))
             return
+        if not self.waiting_for_room and self.pool.suspects.concern:
+            self._plane.touch(self.pool)  # where there can be no other container, suspects share theirs
         self.waiting_for_room = place.reason
         self._plane.rooms.wait(self.pool)
 
@@ -439,11 +441,3 @@ class Fleet:
         cap = self.settings.max_containers
         have = self.ready + self.starting
         assert cap is None or have <= cap + self._excess, f"{have} containers of at most {cap}"
-
-
-def crash_error(message: ContainerLost, times: int) -> ErrorInfo:
-    return ErrorInfo(
-        "ExecutionError",
-        f"the container died {times} times in a row while it was starting; the last one was {how_it_ended(message)}. "
-        "Its output shows what it did last; starts go on at growing intervals.",
-    )

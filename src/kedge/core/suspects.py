@@ -106,10 +106,10 @@ class Suspects:
         if pool.index.size or pool.fleet.starting or not pool.fleet.complete:
             return None
         cap = pool.method_limits.get(method, pool.maximum)
-        for container in (*self._cleared, *self._cells):
-            harmless = container.suspect is None or not container.suspect.losses
+        for container in self._cells:  # the cleared ones run dry: those who wait must have a container for themselves
+            assert container.suspect is not None
             free = container.running < pool.slots.of(container) and container.methods.get(method, 0) < cap
-            if harmless and free and not container.used:
+            if free and not container.suspect.losses and not container.used:
                 return container
         return None
 

@@ -256,7 +256,7 @@ class Checks:
 
     def _slots_agree(self, body: SimContainer) -> None:
         """With nothing on its way between them, the plane and the container count alike."""
-        quiet = not (body.up.flying or body.down.flying or body.session.dirty)
+        quiet = not (body.up.flying or body.down.flying or body.session.dirty or body.postponed)
         container = self._world.plane.containers.get(body.id)
         if body.ready and quiet and container is not None:
             there = body.session.running, body.session.waiting

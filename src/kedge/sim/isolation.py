@@ -5,7 +5,7 @@ from __future__ import annotations
 from kedge.model import protocol as p
 from kedge.model.payload import FAILURE, INTERNAL_FAILURE, SUCCESS, TERMINATED, TIMEOUT
 from kedge.model.spec import AutoscalerSettings, Concurrency, RetryPolicy
-from kedge.sim.machine import OK, POISON, STUBBORN, work
+from kedge.sim.machine import DEAF, OK, POISON, STUBBORN, work
 from kedge.sim.stage import F, every, is_running, only, scenario, stage, wait
 from kedge.sim.world import World, function
 
@@ -106,6 +106,35 @@ def an_input_beyond_its_time_is_tried_again_when_it_has_ended(seed: int) -> Worl
     world.settle(100.0)
     assert call.statuses == {0: TIMEOUT}
     assert world.checks.attempts == 2
+    return world
+
+
+@scenario
+def a_deaf_container_holds_nothing_up_for_ever(seed: int) -> World:
+    """Code in C lets nothing else move in its container, which cannot give back what was granted ahead: it goes when
+    the time of the code is over, and the others run elsewhere."""
+    world, client = stage(seed, function("f", autoscaler=ONE, timeout=5.0))
+    prime = client.call(F, [work(OK, 0.0001) for _ in range(20)], window=1)
+    wait(world, lambda: prime.over)
+    call = client.call(F, [work(DEAF, 1e6)] + [work(OK, 0.0001) for _ in range(20)])
+    wait(world, lambda: call.over, 60.0)
+    assert call.statuses == {0: TIMEOUT, **dict.fromkeys(range(1, 21), SUCCESS)}
+    assert world.checks.attempts == 41
+    world.settle(100.0)
+    return world
+
+
+@scenario
+def nobody_is_blamed_for_the_supervisor(seed: int) -> World:
+    """It dies again and again, also while containers start: nothing is charged, nobody hears of a crash loop."""
+    world, client = stage(seed, function("f", concurrency=MANY, autoscaler=AutoscalerSettings(max_containers=4)))
+    call = client.call(F, [work(OK, 20.0) for _ in range(10)])
+    wait(world, is_running(world, count=10))
+    for _ in range(6):
+        wait(world, is_running(world), 10.0)
+        world.engine.lose_supervisor()
+    world.settle(500.0)
+    assert every(call)
     return world
 
 

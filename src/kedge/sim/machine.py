@@ -30,6 +30,8 @@ STUBBORN = "stubborn"
 """Ignores that it was cancelled."""
 FROZEN = "frozen"
 """Runs for its seconds whatever it is told, and its container does not notice when its time is over."""
+DEAF = "deaf"
+"""The same, and nothing else in its container moves: no message is heard, no other input ends."""
 POISON = "poison"
 """Kills its container."""
 NEST = "nest"
@@ -134,6 +136,8 @@ class SimContainer:
         """The SDK inside the container, once its code has called something."""
         self.up: Link = Link(world, self._to_plane)
         self.down: Link = Link(world, self._receive)
+        self.postponed: list[tuple[Callable[..., None], Any]] = []
+        """What happens when no deaf code runs any more."""
         self._connected = False
         self._flushing = False
         self._world = world
@@ -206,8 +210,14 @@ class SimContainer:
 
     # ------------------------------------------------------------ it works
 
+    def _is_postponed(self, action: Callable[..., None], argument: Any) -> bool:
+        deaf = any(run.kind == DEAF for run in self.runs.values())
+        if deaf:
+            self.postponed.append((action, argument))
+        return deaf
+
     def _receive(self, frame: list[Any]) -> None:
-        if not self.alive:
+        if not self.alive or self._is_postponed(self._receive, frame):
             return
         for message in frame:
             self._act(self.session.receive(message))
@@ -242,17 +252,17 @@ class SimContainer:
         else:
             world.after(seconds, self._end, run)
             timeout = dispatch.timeout or self._timeouts.get(dispatch.method) or self.function.timeout
-            if seconds > timeout and run.kind != FROZEN:
+            if seconds > timeout and run.kind not in (FROZEN, DEAF):
                 world.after(timeout, self._overrun, run)
 
     def _overrun(self, run: Run) -> None:
         """The runtime ends an input whose time is over; of code that goes on it tells the plane."""
-        if self.alive and not run.ended:
+        if self.alive and not run.ended and not self._is_postponed(self._overrun, run):
             self._act(self.session.receive(p.InputsCancelled([run.dispatch.lease], "timeout")))
             self._world.after(REPORT_S, self._report, run)
 
     def _report(self, run: Run) -> None:
-        if self.alive and not run.ended:
+        if self.alive and not run.ended and not self._is_postponed(self._report, run):
             self.up.send(p.InputsOverran([run.dispatch.lease]))
 
     def _sdk(self) -> SimClient:
@@ -264,11 +274,11 @@ class SimContainer:
         run.cancelled = True
         if run.child is not None and self.client is not None:
             self.client.cancel(run.child)
-        if run.kind not in (STUBBORN, FROZEN):
+        if run.kind not in (STUBBORN, FROZEN, DEAF):
             self._world.after(WAKES_UP_S, self._end, run)
 
     def _end(self, run: Run) -> None:
-        if not self.alive or run.done:
+        if not self.alive or run.done or (run.kind != DEAF and self._is_postponed(self._end, run)):
             return
         if run.kind == POISON:
             self.crash()
@@ -288,6 +298,9 @@ class SimContainer:
             actions = self.session.finished(first.lease, self._result(run), seconds)
         self._act(actions)
         self._say()
+        postponed, self.postponed = self.postponed, []
+        for action, argument in postponed:
+            action(argument)
 
     def _result(self, run: Run) -> Result:
         detail = run.dispatch.payload.data.decode().split("|")[2]
@@ -351,6 +364,7 @@ class SimContainer:
         if not self.alive:
             return
         self.alive = self.ready = False
+        self.postponed.clear()
         world = self._world
         for run in self.runs.values():
             run.ended = True

@@ -25,7 +25,7 @@ from kedge.model.spec import (
 )
 from kedge.sim.client import SimCall, SimClient
 from kedge.sim.link import Conditions
-from kedge.sim.machine import FAIL, FLAKY, FROZEN, NEST, OK, POISON, STUBBORN, work
+from kedge.sim.machine import DEAF, FAIL, FLAKY, FROZEN, NEST, OK, POISON, STUBBORN, work
 from kedge.sim.world import World, app, function
 
 BOUND_S = 50_000.0
@@ -216,7 +216,7 @@ class Plan:
         if roll < 0.095:
             return work(POISON, seconds)
         if roll < 0.097:
-            return work(FROZEN, 1000.0)
+            return work(random.choice((FROZEN, DEAF)), 1000.0)
         if roll < 0.12:
             return work(OK, seconds * 100)
         if roll < 0.2 and chosen.name != LEAF:
