@@ -24,6 +24,20 @@ def test_suspects_run_one_at_a_time(bench: Make) -> None:
     assert b.statuses() == dict.fromkeys(range(3), SUCCESS)
 
 
+def test_people_hear_of_a_container_that_died_with_inputs(bench: Make) -> None:
+    b = bench(function(slots=4, autoscaler=ONE))
+    b.submit(2)
+    b.ready()
+    b.lose("ct-1", reason="killed by signal 11 (SIGSEGV)")
+    b.ready("ct-2")
+    b.lose("ct-2", out_of_memory=True)
+    assert [order.text for _, order in b.commands if isinstance(order, p.Notice)] == [
+        "a container of f died with 2 inputs in it: it was killed by signal 11 (SIGSEGV); "
+        "they run again apart from each other",
+        "a container of f died with 1 input in it: it was out of memory",
+    ]
+
+
 def test_new_inputs_do_not_wait_for_suspects_where_there_is_but_one_container(bench: Make) -> None:
     b = bench(function(slots=4, autoscaler=ONE))
     b.submit(2)

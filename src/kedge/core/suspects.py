@@ -151,6 +151,7 @@ class Suspects:
         if app.session:
             text = f"a container of {self._pool.spec.name} died with {inputs} input{'s' * (inputs != 1)} in it: it was "
             text += how_it_ended(message)
+            text += "; they run again apart from each other" if inputs > 1 else ""
             self._plane.outbox.send(app.session, Notice(self._pool.app, text, "warning"))
 
     def left(self, container: Container) -> None:
