@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from kedge.sdk.client import Client
     from kedge.sdk.output import OutputSink
 
-_SUBSCRIBED, _PROGRESS, _LAST = 1, 2, 3
+_SUBSCRIBED, _PROGRESS, _LAST, _FINAL = 1, 2, 3, 4
 """Numbers of this connection's requests: answers come in order, so an answer says that all before it was read."""
+COUNT_S = 1.0
+"""Seconds that numbers for the last line are worth."""
 CLOSE_S = 10.0
 """Seconds to wait for the rest of the output at the end."""
 
@@ -52,8 +54,18 @@ class OutputFeed:
         except BaseException:
             self._connection.close()
             raise
+        self._counted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kedge-output", daemon=True)
         self._thread.start()
+
+    def count(self) -> None:
+        """Shows the numbers as they are now: those of a stopped app are gone."""
+        if self._sink.progress_interval:
+            try:
+                self._connection.send([StatisticsRequested(_FINAL, app=self._app)])
+                self._counted.wait(COUNT_S)
+            except ConnectionLost:
+                pass
 
     def close(self) -> None:
         """Shows what has been written so far, then ends."""
@@ -87,5 +99,8 @@ class OutputFeed:
             self._sink.captured(message)
         elif isinstance(message, Notice):
             self._sink.notice(message.text, message.level)
-        elif isinstance(message, Reply) and message.request == _PROGRESS and message.error is None:
-            self._sink.progress(message.value)
+        elif isinstance(message, Reply) and message.request in (_PROGRESS, _FINAL):
+            if message.error is None:
+                self._sink.progress(message.value)
+            if message.request == _FINAL:
+                self._counted.set()

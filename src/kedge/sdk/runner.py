@@ -54,6 +54,8 @@ class RunningApp:
             return
         self._closed = True
         try:
+            if self._feed is not None:
+                self._feed.count()
             if not self._detach:
                 self.client.apps.pop(self.app_id, None)
                 self.client.request(lambda number: AppStopped(self.app_id, number, "its program has ended"), STOP_S)

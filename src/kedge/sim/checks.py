@@ -123,7 +123,7 @@ class Checks:
             self.fail("dispatch", f"{container} gets {len(leases)} inputs")
         if slots < len(leases) and pool.index.free_slots(pool.maximum):
             self.fail("credits", f"{container} gets credits while slots are free")
-        if self._thorough and container.running > pool.target and slots and not pool.method_limits:
+        if self._thorough and container.running > pool.target and slots and not (pool.method_limits or container.held):
             for other in pool.index:
                 if other.running < pool.target:
                     self.fail("target", f"{container} is above target={pool.target}, while {other} is below")
