@@ -158,6 +158,8 @@ def test_slots_that_containers_do_not_offer_are_offered_by_others(bench: Make) -
     b.send(p.SlotsChanged(10), "ct-1")
     b.submit(15, "fc-4")
     assert len(b.started) == 2
+    b.send(p.SlotsChanged(1), "ct-1")
+    assert len(b.started) == 2, "what runs already needs no other place"
 
 
 # ---------------------------------------------------------------- down

@@ -37,7 +37,7 @@ class Slots:
         if not self._narrow:
             return 0
         ready = (c for c in self._narrow if c.state == READY and not c.held)
-        return sum(max(0, self._pool.target - c.slots) for c in ready)
+        return sum(max(0, self._pool.target - max(c.slots, c.running)) for c in ready)
 
     def change(self, container: Container, slots: int) -> None:
         """The container's own code says how many inputs it takes at once."""
