@@ -24,6 +24,34 @@ Case = Callable[[int], tuple[Bench, Any, str]]
 
 def instructions(b: Bench, message: Any, sender: str) -> int:
     """How many the plane carries out for one message."""
+    count = (counted_by_events if sys.version_info >= (3, 12) else counted_by_trace)(
+        lambda: b.plane.handle(message, b.now, sender)
+    )
+    b.plane.check()
+    return count
+
+
+def counted_by_events(act: Callable[[], object]) -> int:
+    count = 0
+
+    def one_more(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    monitoring: Any = sys.monitoring  # type: ignore[attr-defined,unused-ignore]
+    tool, event = 4, monitoring.events.INSTRUCTION
+    monitoring.use_tool_id(tool, "costs")
+    monitoring.register_callback(tool, event, one_more)
+    monitoring.set_events(tool, event)
+    try:
+        act()
+    finally:
+        monitoring.set_events(tool, 0)
+        monitoring.free_tool_id(tool)
+    return count
+
+
+def counted_by_trace(act: Callable[[], object]) -> int:
     count = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -35,10 +63,9 @@ def instructions(b: Bench, message: Any, sender: str) -> int:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        b.plane.handle(message, b.now, sender)
+        act()
     finally:
         sys.settrace(before)
-    b.plane.check()
     return count
 
 
