@@ -105,11 +105,9 @@ class Suspects:
         pool = self._pool
         if pool.index.size or pool.fleet.starting or not pool.fleet.complete:
             return None
-        cap = pool.method_limits.get(method, pool.maximum)
         for container in self._cells:  # the cleared ones run dry: those who wait must have a container for themselves
             assert container.suspect is not None
-            free = container.running < pool.slots.of(container) and container.methods.get(method, 0) < cap
-            if free and not container.suspect.losses and not container.used:
+            if not container.suspect.losses and self._has_slot(container, method):
                 return container
         return None
 
@@ -235,13 +233,17 @@ class Suspects:
         input = next((input for input in pool.queue.suspects if not input.losses), None)
         if input is None:
             return None
-        method = input.call.method
-        cap = pool.method_limits.get(method, pool.maximum)
         for container in self._cleared:
-            free = container.running < pool.slots.of(container) and container.methods.get(method, 0) < cap
-            if free and not container.used:
+            if self._has_slot(container, input.call.method):
                 return input, container
         return None
+
+    def _has_slot(self, container: Container, method: str) -> bool:
+        """Whether a held container may run one more input of a method."""
+        pool = self._pool
+        cap = pool.method_limits.get(method, pool.maximum)
+        free = container.running < pool.slots.of(container) and container.methods.get(method, 0) < cap
+        return free and not container.used
 
     def _is_needed(self, container: Container) -> bool:
         """Whether an input of the container waits for one in the queue."""
