@@ -23,14 +23,14 @@ def refusal(b: Bench) -> str:
 
 def test_an_app_is_confirmed_and_starts_nothing(bench: Make) -> None:
     b = bench(function())
-    assert b.replies(1) == [p.Reply(1, {"app": "ap-1"})]
+    assert b.replies(1) == [p.Reply(1, {"app": "ap-1", "labels": {}})]
     assert b.started == []
 
 
 def test_the_same_app_again_changes_nothing(bench: Make) -> None:
     b = bench(function(autoscaler=ONE))
     b.send(p.AppCreated(2, app(function())), "se-1")
-    assert b.replies(2) == [p.Reply(2, {"app": "ap-1"})]
+    assert b.replies(2) == [p.Reply(2, {"app": "ap-1", "labels": {}})]
     assert len(b.started) == 1
 
 

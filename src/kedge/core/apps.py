@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from kedge.model.ids import function_id
-from kedge.model.spec import AppSpec, Concurrency, FunctionSpec
+from kedge.model.spec import AppSpec, AutoscalerSettings, Concurrency, FunctionSpec
 
 if TYPE_CHECKING:
     from kedge.core.pool import Pool
 
 
 class App:
-    __slots__ = ("functions", "pools", "session", "spec", "stop_requests", "stopped")
+    __slots__ = ("functions", "pools", "retired", "session", "spec", "stop_requests", "stopped")
 
     def __init__(self, spec: AppSpec, session: str) -> None:
         self.spec = spec
@@ -25,6 +26,12 @@ class App:
         self.stopped = ""
         """Why it has stopped; empty while it runs."""
         self.stop_requests: list[tuple[str, int]] = []
+        self.retired = False
+        """A version that is not current: it finishes what it has, and keeps no container without need."""
+
+    def declared(self, name: str) -> FunctionSpec | None:
+        """A function as its code declares it."""
+        return next((function for function in self.spec.functions if function.name == name), None)
 
 
 def normalised(spec: FunctionSpec) -> FunctionSpec:
@@ -33,6 +40,26 @@ def normalised(spec: FunctionSpec) -> FunctionSpec:
         return spec
     slots = sum(method_limits(spec).values())
     return replace(spec, concurrency=Concurrency(slots, slots))
+
+
+def rebased(spec: FunctionSpec, bases: Iterable[FunctionSpec], base: FunctionSpec) -> FunctionSpec:
+    """The options of `spec` on top of `base`: what differs from the one of `bases` that it most likely comes from."""
+    changes = min((_changes(spec, old) for old in bases), key=len)
+    return replace(base, **changes)
+
+
+def _changes(spec: FunctionSpec, base: FunctionSpec) -> dict[str, Any]:
+    names = [name for name in FunctionSpec.__struct_fields__ if name not in _CODE]
+    return {name: getattr(spec, name) for name in names if getattr(spec, name) != getattr(base, name)}
+
+
+_CODE = ("name", "module", "qualname", "is_class", "parameters", "serialized")
+"""What says where the code is, and no option changes."""
+
+
+def unkept(settings: AutoscalerSettings) -> AutoscalerSettings:
+    """No container stays without need."""
+    return replace(settings, min_containers=0, buffer_containers=0)
 
 
 def method_limits(spec: FunctionSpec) -> dict[str, int]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 def audit(plane: Plane) -> None:
     """AssertionError names what is wrong."""
     plane.calls.check()
+    plane.registry.check()
+    plane.deployments.check()
+    plane.routes.check()
     for pool in plane.pools.values():
         _pool(pool)
     assert sum(len(pool.fleet.containers) for pool in plane.pools.values()) == len(plane.containers)

@@ -62,7 +62,7 @@ class Desk:
 
     def statistics_requested(self, message: p.StatisticsRequested, now: float, sender: str) -> None:
         if message.pool:
-            pool = self._plane.find_pool(message.pool)
+            pool = self._plane.registry.find(message.pool)
             if isinstance(pool, ErrorInfo):
                 self._plane.outbox.send(sender, p.Reply(message.request, None, pool))
                 return
@@ -74,7 +74,7 @@ class Desk:
         self._plane.outbox.send(sender, p.Reply(message.request, value))
 
     def autoscaler_updated(self, message: p.AutoscalerUpdated, now: float, sender: str) -> None:
-        pool = self._plane.find_pool(message.pool)
+        pool = self._plane.registry.find(message.pool)
         if isinstance(pool, ErrorInfo):
             self._plane.outbox.send(sender, p.Reply(message.request, None, pool))
             return
@@ -90,7 +90,7 @@ class Desk:
         self._plane.outbox.send(sender, p.Reply(message.request, {name: getattr(settings, name) for name in names}))
 
     def concurrency_updated(self, message: p.ConcurrencyUpdated, now: float, sender: str) -> None:
-        pool = self._plane.find_pool(message.pool)
+        pool = self._plane.registry.find(message.pool)
         if isinstance(pool, ErrorInfo):
             self._plane.outbox.send(sender, p.Reply(message.request, None, pool))
             return

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from kedge.core.autoscaler import Decision, Observation, decide
-from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container, crash_error
+from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container, crash_error, how_it_ended
 from kedge.core.outbox import ENGINE
 from kedge.core.scheduler import Placement, Unplaceable
 from kedge.model.payload import INIT_FAILURE, ErrorInfo, Result
@@ -196,11 +196,13 @@ class Fleet:
 
     def _no_room(self, place: Unplaceable) -> None:
         if place.lasting:
+            self._plane.deployments.failed(self.pool, ErrorInfo("ExecutionError", place.reason))
             self.pool.fail_queued(Result(INIT_FAILURE, error=ErrorInfo("ExecutionError", place.reason)))
             return
         if not self.waiting_for_room and self.pool.suspects.concern:
             self._plane.touch(self.pool)  # where there can be no other container, suspects share theirs
         self.waiting_for_room = place.reason
+        self._plane.deployments.no_room(self.pool, place.reason)
         self._plane.rooms.wait(self.pool)
 
     def _needs_no_room(self) -> None:
@@ -238,6 +240,7 @@ class Fleet:
         self._retry_at = 0.0
         took = now - container.requested_at
         self.startup_s = took if self.started == 1 else self.startup_s + 0.3 * (took - self.startup_s)
+        self._plane.deployments.came_up(self.pool)
         self.pool.joined(container)
         if self.pool.spec.concurrency is not container.concurrency:
             self._plane.outbox.send(container.id, ConcurrencyChanged(self.pool.spec.concurrency))
@@ -251,6 +254,7 @@ class Fleet:
             return
         self._leave(container, DRAINING)
         self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S))
+        self._plane.deployments.failed(self.pool, error)
         self._count_failure()
         if not self.ready and self._failures > self.starting:
             self.pool.fail_queued(Result(INIT_FAILURE, error=error))
@@ -381,7 +385,9 @@ class Fleet:
         del self.containers[container.id]
         del self._plane.containers[container.id]
         self._plane.scheduler.release(container.placement)
-        if starting and not (machine_too or message.blameless):
+        if starting and not (machine_too or message.blameless or container.doomed):
+            text = f"the container died while it was starting: it was {how_it_ended(message)}; its log may say why"
+            self._plane.deployments.failed(self.pool, ErrorInfo("InternalFailure", text))
             self._count_failure()
             if not self.ready and self._failures >= max(MAX_CRASHES, self.starting + 1):
                 self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, self._failures)))

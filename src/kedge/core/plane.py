@@ -11,20 +11,22 @@ from collections.abc import Callable
 from typing import Any
 
 from kedge.core.agenda import Agenda
-from kedge.core.apps import App, normalised
 from kedge.core.audit import audit
 from kedge.core.calls import CANCELLED, Calls, Input
-from kedge.core.containers import STARTING, Container
+from kedge.core.containers import DRAINING, READY, STARTING, Container
+from kedge.core.deployments import Deployments
 from kedge.core.desk import Desk
 from kedge.core.fleet import LAST_MOMENT_S
+from kedge.core.lookup import Lookup
 from kedge.core.outbox import ENGINE, Command, Outbox
 from kedge.core.pool import Pool
+from kedge.core.registry import Registry
 from kedge.core.room import Rooms
+from kedge.core.routes import Routes
 from kedge.core.scheduler import Scheduler
 from kedge.model import protocol as p
-from kedge.model.ids import CONTAINER, IdFactory, pool_id
-from kedge.model.payload import TERMINATED, ErrorInfo, Payload, Result
-from kedge.model.spec import FunctionSpec
+from kedge.model.ids import CONTAINER, IdFactory
+from kedge.model.payload import TERMINATED, ErrorInfo, Result
 
 
 class Plane:
@@ -34,8 +36,12 @@ class Plane:
         self.scheduler = Scheduler()
         self.rooms = Rooms(self)
         self.calls = Calls(self.outbox)
-        self.apps: dict[str, App] = {}
-        self.pools: dict[str, Pool] = {}
+        self.routes = Routes()
+        self.registry = Registry(self)
+        self.deployments = Deployments(self)
+        self.lookup = Lookup(self)
+        self.apps = self.registry.apps
+        self.pools = self.registry.pools
         self.containers: dict[str, Container] = {}
         self.dropped: dict[str, int] = {}
         """Stale, repeated or misplaced messages, counted under a name."""
@@ -44,9 +50,14 @@ class Plane:
         self._touched: dict[Pool, None] = {}
         desk = Desk(self)
         self._handlers: dict[type, Callable[[Any, float, str], None]] = {
-            p.AppCreated: self._app_created,
-            p.AppStopped: self._app_stopped,
-            p.VariantBound: self._variant_bound,
+            p.AppCreated: self.registry.app_created,
+            p.AppDeployed: self.deployments.deployed,
+            p.AppRolledBack: self.deployments.rolled_back,
+            p.AppStopped: self.registry.app_stopped,
+            p.DeploymentChanged: self.deployments.changed,
+            p.FunctionRequested: self.lookup.function_requested,
+            p.VariantBound: self.registry.variant_bound,
+            p.ContainerStopRequested: self._container_stop_requested,
             p.InputsSubmitted: self._inputs_submitted,
             p.CallClosed: self._call_closed,
             p.CallCancelled: self._call_cancelled,
@@ -83,11 +94,13 @@ class Plane:
         self.agenda.run(now)
         self._handlers[type(message)](message, now, sender)
         touched = self._touched
-        while touched:
+        while touched or self.deployments.unsettled:
             for pool in list(touched):
                 del touched[pool]
                 pool.dispatch(now)
                 pool.fleet.review(now)
+            if self.deployments.unsettled:
+                self.deployments.settle()
         self.rooms.seek()
         return self.outbox.take()
 
@@ -132,96 +145,10 @@ class Plane:
     def drop(self, what: str) -> None:
         self.dropped[what] = self.dropped.get(what, 0) + 1
 
-    # ------------------------------------------------------------ apps
-
-    def _app_created(self, message: p.AppCreated, now: float, sender: str) -> None:
-        spec = message.app
-        if spec.app in self.apps:
-            if spec.ephemeral and not self.apps[spec.app].stopped:
-                # Its program is back on another connection, or was missed since the server began.
-                self.apps[spec.app].session = sender
-            self.outbox.send(sender, p.Reply(message.request, {"app": spec.app}))
-            return
-        app = self.apps[spec.app] = App(spec, sender if spec.ephemeral else "")
-        for id, function in app.functions.items():
-            if function.autoscaler.min_containers and not function.parameters:
-                self.touch(self._pool(app, id, function, None))
-        if sender:
-            self.outbox.send(sender, p.Reply(message.request, {"app": spec.app}))
-
-    def _app_stopped(self, message: p.AppStopped, now: float, sender: str) -> None:
-        app = self.apps.get(message.app)
-        if app is None:
-            self.outbox.send(sender, p.Reply(message.request, {"app": message.app, "known": False}))
-            return
-        if message.request:
-            app.stop_requests.append((sender, message.request))
-        self._stop(app, message.reason)
-
-    def _stop(self, app: App, reason: str) -> None:
-        if not app.stopped:
-            app.stopped = reason
-            why = ErrorInfo("ExecutionError", f"the app {app.spec.name} has stopped: {reason}")
-            gone = Result(TERMINATED, error=why)
-            for call in [call for call in self.calls.by_id.values() if call.pool.app == app.spec.app]:
-                call.pool.cancel_call(call, gone)
-                self.calls.total(call, call.submitted)
-            for pool in app.pools.values():
-                self.rooms.wait_no_more(pool)
-                pool.fleet.stop(reason)
-        self._forget_if_over(app)
-
-    def _forget_if_over(self, app: App) -> None:
-        """The app is over when its last container has gone: only then is the machine as it was."""
-        if not app.stopped or any(pool.fleet.containers for pool in app.pools.values()):
-            return
-        for id in app.pools:
-            del self.pools[id]
-        for call in [c for c in self.calls.by_id.values() if c.pool.app == app.spec.app]:
-            del self.calls.by_id[call.id]
-        del self.apps[app.spec.app]
-        for session, request in app.stop_requests:
-            self.outbox.send(session, p.Reply(request, {"app": app.spec.app}))
-
-    def _variant_bound(self, message: p.VariantBound, now: float, sender: str) -> None:
-        variant = message.variant
-        app = self._app_of(variant.function)
-        if app is not None and not app.stopped:
-            id = pool_id(variant.function, variant.variant)
-            pool = self._pool(app, id, normalised(variant.spec), variant.parameters)
-            if variant.parameters is None:
-                self.touch(pool)
-
-    def _pool(self, app: App, id: str, spec: FunctionSpec, parameters: Payload | None) -> Pool:
-        pool = self.pools.get(id)
-        if pool is None:
-            pool = self.pools[id] = app.pools[id] = Pool(id, app.spec.app, spec, parameters, self)
-        return pool
-
-    def _app_of(self, function: str) -> App | None:
-        for app in self.apps.values():
-            if function in app.functions:
-                return app
-        return None
-
-    def find_pool(self, id: str) -> Pool | ErrorInfo:
-        """The pool of an id, made if its function is known."""
-        pool = self.pools.get(id)
-        if pool is None:
-            app = self._app_of(id)
-            if app is None:
-                text = f"there is no running function {id}: its app has stopped, or never ran on this server"
-                return ErrorInfo("NotFoundError", text)
-        else:
-            app = self.apps[pool.app]
-        if app.stopped:
-            return ErrorInfo("ExecutionError", f"the app {app.spec.name} has stopped: {app.stopped}")
-        return pool or self._pool(app, id, app.functions[id], None)
-
     # ------------------------------------------------------------ inputs
 
     def _inputs_submitted(self, message: p.InputsSubmitted, now: float, sender: str) -> None:
-        pool = self.find_pool(message.pool)
+        pool = self.registry.find(message.pool)
         if isinstance(pool, ErrorInfo):
             self.calls.refuse(sender, message.call, pool)
             if message.durable:
@@ -319,7 +246,7 @@ class Plane:
 
     def _call_restored(self, message: p.CallRestored, now: float, sender: str) -> None:
         """A durable call out of the store: its open inputs follow as InputsSubmitted."""
-        pool = self.find_pool(message.pool)
+        pool = self.registry.find(message.pool)
         if not isinstance(pool, ErrorInfo):
             call = self.calls.open(message.call, pool, "", message.method, True, False, "")
             total = message.total if message.total >= 0 else None
@@ -337,11 +264,28 @@ class Plane:
         for call in self.calls.by_id.values():
             if call.waiters:
                 call.waiters = [w for w in call.waiters if w.session != sender]
+        self.deployments.session_closed(sender)
         for app in [a for a in self.apps.values() if a.session == sender]:
             app.session = ""
-            self._stop(app, "the program that ran it has ended")
+            self.registry.stop(app, "the program that ran it has ended")
 
     # ------------------------------------------------------------ containers and machines
+
+    def _container_stop_requested(self, message: p.ContainerStopRequested, now: float, sender: str) -> None:
+        """Somebody wants the container to go; where its pool needs one, another takes its place."""
+        container = self.containers.get(message.container)
+        if container is None:
+            error = ErrorInfo("NotFoundError", f"there is no container {message.container} (any more)")
+            self.outbox.send(sender, p.Reply(message.request, None, error))
+            return
+        fleet = container.pool.fleet
+        if message.graceful and container.state == READY:
+            fleet.retire(container, "stopped by its owner")
+        elif not (message.graceful and container.state == DRAINING):
+            container.doomed = True
+            fleet.kill(container)
+        self.touch(container.pool)
+        self.outbox.send(sender, p.Reply(message.request, {"container": container.id}))
 
     def _container_started(self, message: p.ContainerStarted, now: float, sender: str) -> None:
         container = self.containers.get(message.container)
@@ -381,7 +325,7 @@ class Plane:
         self.rooms.free()
         app = self.apps[pool.app]
         if app.stopped:
-            self._forget_if_over(app)
+            self.registry.forget_if_over(app)
         for waiting in self.rooms.freed():
             self.touch(waiting)
         if not app.stopped:

@@ -53,6 +53,19 @@ def function_id(app: str, name: str) -> str:
     return f"{FUNCTION}-{app[3:]}-{name}"
 
 
+def deployment_id(environment: str, name: str, served: bool = False) -> str:
+    """The id that stands for the current version of a deployed app: the same for ever, also after it was stopped and
+    deployed again, so that handles which others hold stay good. An app that is `served` for a while has one of its own.
+
+    >>> deployment_id("main", "chat")
+    'ap-9ff733bb9e2a0446'
+    """
+    import hashlib  # not at the top, for the time of `import kedge`
+
+    text = f"{environment}/{name}{'~dev' if served else ''}"
+    return f"{APP}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
 def app_of(function: str) -> str:
     """The app that a function or a pool belongs to.
 

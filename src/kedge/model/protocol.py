@@ -18,7 +18,8 @@ from typing import Any
 from msgspec import Struct
 
 from kedge.model.payload import ErrorInfo, Payload, Result
-from kedge.model.spec import AppSpec, Concurrency, Launch, Variant
+from kedge.model.spec import MAIN_ENVIRONMENT, AppSpec, Concurrency, Launch, Variant
+from kedge.model.web import Received, Sent
 
 PROTOCOL_VERSION = 1
 
@@ -28,6 +29,10 @@ taken, and what it drops because it has had it from an earlier attempt."""
 
 RECORDS = 3
 """`stream` of an OutputCaptured whose data are records."""
+
+ROLLING = "rolling"
+RECREATE = "recreate"
+STRATEGIES = (ROLLING, RECREATE)
 
 CLIENT = "client"
 CONTAINER = "container"
@@ -58,6 +63,10 @@ class Welcome(Message, frozen=True):
     server: str = ""
     home: str = ""
     """KEDGE_HOME of the server, where payload files are written and read."""
+    web: str = ""
+    """Where its ingress answers: `http://127.0.0.1:5334`, without a slash at the end; empty where it has none."""
+    web_domain: str = ""
+    """Hosts `LABEL.web_domain` lead there as well: `localhost:5334`."""
 
 
 class Refused(Message, frozen=True):
@@ -80,6 +89,120 @@ class AppStopped(Message, frozen=True):
     app: str
     request: int = 0
     reason: str = "stopped by its owner"
+
+
+class AppDeployed(Message, frozen=True):
+    """A new version of a deployed app (`app.deployment` and `app.version` are given by the server), or of a served one,
+    which ends with its session (`app.ephemeral`).
+
+    One container of each function is started first. Where one cannot come up, the old version goes on serving and the
+    Reply has the reason; otherwise calls by name and by label go to the new version from then on, and the old one
+    finishes what it has. Reply: {"app": id of the deployment, "version": n, "labels": {function or Class.method:
+    label}} once that is on disk. Meanwhile the session gets Notices of level "deploy"."""
+
+    request: int
+    app: AppSpec
+    strategy: str = ROLLING
+
+
+class AppRolledBack(Message, frozen=True):
+    """Brings an earlier version back, as a new one. Answered like AppDeployed, and with "origin_version"."""
+
+    request: int
+    name: str
+    environment: str = MAIN_ENVIRONMENT
+    version: int | None = None
+    """None: the one before the current."""
+    strategy: str = ROLLING
+
+
+class FunctionRequested(Message, frozen=True):
+    """Looks up one function: by its id (`function`), or by names. Reply: {"app": id to call it under, "name",
+    "environment", "version", "spec": FunctionSpec, "labels": {method: label}}; NotFoundError says what there is
+    instead.
+
+    With an empty `name` and `function` it looks up the app alone: the Reply has no "spec"."""
+
+    request: int
+    function: str = ""
+    app: str = ""
+    name: str = ""
+    environment: str = MAIN_ENVIRONMENT
+    version: int | None = None
+
+
+class CodeUploaded(Message, frozen=True):
+    """Files of a snapshot, for a server that does not share the client's disk. With `last` they are complete: Reply is
+    {"root": directory}. `files` is (relative path, content); an empty list with `last` asks whether it is there: then
+    the Reply is {"root": directory or ""}."""
+
+    request: int
+    digest: str
+    files: list[tuple[str, bytes]] = []
+    last: bool = False
+
+
+class ContainerStopRequested(Message, frozen=True):
+    """Ends one container: when its inputs have finished (`graceful`), else at once; its inputs then run again."""
+
+    request: int
+    container: str
+    graceful: bool = True
+
+
+class AppsRequested(Message, frozen=True):
+    """Reply: [{"app", "name", "environment", "state", "version", "tag", "deployed_at", "ephemeral", "containers",
+    "functions", "labels"}]; with `history` of one app: its versions, newest first."""
+
+    request: int
+    environment: str = ""
+    """Empty: all of them."""
+    name: str = ""
+    history: bool = False
+
+
+class ContainersRequested(Message, frozen=True):
+    """Reply: [{"container", "app", "app_name", "function", "state", "process", "inputs", "age_s", "launch": {...}}]."""
+
+    request: int
+    app: str = ""
+    container: str = ""
+
+
+class FunctionsRequested(Message, frozen=True):
+    """Reply: one dict per function, with its settings, its pools' statistics, its addresses and its next scheduled
+    run."""
+
+    request: int
+    environment: str = ""
+    app: str = ""
+    function: str = ""
+
+
+class CallsRequested(Message, frozen=True):
+    """Reply: calls of a function, newest first: those that are open, and durable ones that are over."""
+
+    request: int
+    function: str
+    limit: int = 100
+
+
+class TokensChanged(Message, frozen=True):
+    """`action` is "create" (Reply: {"id", "secret"}, said only once), "list" ([{"id", "kind", "name", "created_at"}])
+    or "delete". `kind` is "api" (to use this server over TCP) or "proxy" (to call web functions with
+    requires_proxy_auth)."""
+
+    request: int
+    action: str
+    kind: str = ""
+    name: str = ""
+    id: str = ""
+
+
+class ServerRequested(Message, frozen=True):
+    """Reply: what there is to know of the server itself: addresses, machine, versions, disk, failures."""
+
+    request: int
 
 
 class VariantBound(Message, frozen=True):
@@ -252,6 +375,30 @@ class Reply(Message, frozen=True):
     request: int
     value: Any = None
     error: ErrorInfo | None = None
+
+
+# ---------------------------------------------------------------- ingress ↔ container, not seen by the core
+
+
+class WebReceived(Message, frozen=True):
+    """What follows a Request, in its order."""
+
+    call: str
+    events: list[Received]
+
+
+class WebSent(Message, frozen=True):
+    """What the code of a Request answers, in its order."""
+
+    call: str
+    events: list[Sent]
+
+
+class WebCredited(Message, frozen=True):
+    """The reader of one direction has taken so many bytes of bodies or messages: as many more may follow."""
+
+    call: str
+    size: int
 
 
 # ---------------------------------------------------------------- plane → container
@@ -499,6 +646,23 @@ class CallWanted(Message, frozen=True):
     request: int
 
 
+class DeploymentChanged(Message, frozen=True):
+    """To the store, and back from it after a restart: `app` is the current version of its deployment from now on, or
+    the deployment has been stopped. The store answers `session` with `value` when that is on disk."""
+
+    deployment: str
+    environment: str
+    name: str
+    app: str
+    """Id of the version's app; empty where it has stopped."""
+    version: int
+    origin_version: int = 0
+    """The version that was brought back; 0 for a new one."""
+    session: str = ""
+    request: int = 0
+    value: Any = None
+
+
 class CallRestored(Message, frozen=True):
     """From the store, for a durable call that the plane does not know and that is not over: what of it is done, as
     (index, status). After a restart, and before inputs that are sent again. Its open inputs follow as
@@ -544,6 +708,17 @@ FromClient = (
     Hello
     | AppCreated
     | AppStopped
+    | AppDeployed
+    | AppRolledBack
+    | FunctionRequested
+    | CodeUploaded
+    | ContainerStopRequested
+    | AppsRequested
+    | ContainersRequested
+    | FunctionsRequested
+    | CallsRequested
+    | TokensChanged
+    | ServerRequested
     | VariantBound
     | InputsSubmitted
     | CallClosed
@@ -573,6 +748,8 @@ FromContainer = (
     | ContainerLeaving
     | Heartbeat
     | StreamValues
+    | WebSent
+    | WebCredited
 )
 ToContainer = (
     Welcome
@@ -583,6 +760,8 @@ ToContainer = (
     | ContainerDrained
     | ConcurrencyChanged
     | StreamCredited
+    | WebReceived
+    | WebCredited
 )
 ToSupervisor = ContainerLaunched | ForkServerWarmed | KillContainer | SupervisorStopped
 FromSupervisor = ContainerStarted | ContainerLost | OutputCaptured | ForkServerReported

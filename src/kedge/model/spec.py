@@ -74,6 +74,33 @@ class ParameterSpec(Struct, frozen=True):
     """The pickled default; None where the parameter must be given."""
 
 
+class WebSpec(Struct, frozen=True):
+    """How a function or method answers HTTP."""
+
+    kind: str
+    """fastapi_endpoint, asgi_app, wsgi_app or web_server."""
+    label: str | None = None
+    """Its name in the address, as declared; None: made from the names of app and function."""
+    method: str = "GET"
+    """Of a fastapi_endpoint."""
+    docs: bool = False
+    requires_proxy_auth: bool = False
+    custom_domains: tuple[str, ...] = ()
+    port: int | None = None
+    """Where the user's own server listens (web_server)."""
+    startup_timeout: float = 5.0
+    """Seconds until it must listen."""
+
+
+class ScheduleSpec(Struct, frozen=True):
+    """When a function runs by itself: by the clock (`cron`, five fields, in `timezone`), or every `period`."""
+
+    cron: str = ""
+    timezone: str = "UTC"
+    period: tuple[tuple[str, float], ...] = ()
+    """(unit, amount) with the units of `Period`: years, months, weeks, days, hours, minutes, seconds."""
+
+
 class MethodSpec(Struct, frozen=True):
     """One callable of a function or class. A plain function has exactly one, with an empty name."""
 
@@ -83,8 +110,8 @@ class MethodSpec(Struct, frozen=True):
     concurrency_limit: int | None = None
     timeout: float | None = None
     batching: Batching | None = None
-    web: str | None = None
-    """fastapi_endpoint, asgi_app, wsgi_app or web_server; None for what is called by `.remote`."""
+    web: WebSpec | None = None
+    """None for what is called by `.remote`."""
 
 
 class ImageStep(Struct, frozen=True):
@@ -142,6 +169,7 @@ class FunctionSpec(Struct, frozen=True, kw_only=True):
     proxy: str | None = None
     preload: tuple[str, ...] = ()
     """Modules of site-packages that a fork server should hold (experimental_options={"preload": [...]})."""
+    schedule: ScheduleSpec | None = None
 
 
 class CodeSpec(Struct, frozen=True, kw_only=True):
@@ -178,6 +206,21 @@ class AppSpec(Struct, frozen=True, kw_only=True):
     environment: EnvironmentSpec
     ephemeral: bool = True
     """An ephemeral app ends with the session that created it; a detached one does not."""
+    environment_name: str = "main"
+    """Apps, labels and everything else that has a name are apart between environments."""
+    deployment: str = ""
+    """Of a version of a deployed or served app: the id that stands for whichever version is current
+    (`ids.deployment_id`). Empty for an app that is not deployed."""
+    version: int = 0
+    """1, 2, … within the deployment; given by the server."""
+    tag: str = ""
+    created_at: float = 0.0
+    """Seconds since the epoch; stamped by the server."""
+    origin_version: int = 0
+    """The version that a rollback brought back; 0 for a deploy."""
+
+
+MAIN_ENVIRONMENT = "main"
 
 
 class Variant(Struct, frozen=True, kw_only=True):

@@ -13,15 +13,15 @@ from typing import Any
 
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
+from kedge.server.link import Link
 from kedge.server.store import LIFETIME_S, Store
 from kedge.server.writer import StoreError
-from kedge.wire.transport import AsyncConnection
 
 log = logging.getLogger("kedge.server")
 
 
 class Archive:
-    def __init__(self, store: Store, links: Mapping[str, AsyncConnection]) -> None:
+    def __init__(self, store: Store, links: Mapping[str, Link]) -> None:
         self._store = store
         self._links = links
         self._tasks: dict[asyncio.Task[None], None] = {}

@@ -1,0 +1,398 @@
+"""Deployed apps: which version is current, and how one takes the place of another.
+
+Every version is an app of its own. A deployment has an id that stands for whichever version is current: calls that use
+it, and labels, go to that one. So a new version takes over in one moment, between two messages, and the one before it
+finishes what it has. Nothing is moved.
+
+A new version is tried first: one container of each function must come up, or at least find no room at the moment. Where
+one fails, the version that serves goes on. With `recreate` the new version takes over at once, so that it can have what
+the old one holds (a port, a GPU), and gives way again if it fails.
+
+What a served app (`kedge serve`) has is the same, for as long as its session.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from kedge.core.apps import App, unkept
+from kedge.core.lookup import no_such_app
+from kedge.core.outbox import STORE
+from kedge.core.versions import Candidate, Deployment
+from kedge.model import protocol as p
+from kedge.model.ids import deployment_id
+from kedge.model.payload import ErrorInfo
+
+if TYPE_CHECKING:
+    from kedge.core.plane import Plane
+    from kedge.core.pool import Pool
+
+KEPT_VERSIONS = 20
+"""Versions that can be rolled back to, or called by their number. Each costs what its declarations take."""
+
+
+class Deployments:
+    def __init__(self, plane: Plane) -> None:
+        self.by_id: dict[str, Deployment] = {}
+        self.tried: dict[str, Deployment] = {}
+        """By the app of its candidate."""
+        self._plane = plane
+        self._news: dict[Deployment, None] = {}
+        """Something is known about its candidate that was not before."""
+
+    def current(self, id: str) -> App | None:
+        """The current version of a deployment."""
+        deployment = self.by_id.get(id)
+        return deployment.current if deployment is not None else None
+
+    def versions(self, id: str) -> list[App]:
+        """All versions that are there, the newest first."""
+        deployment = self.by_id.get(id)
+        if deployment is None:
+            return []
+        return list(dict.fromkeys(deployment.versions[n] for n in sorted(deployment.versions, reverse=True)))
+
+    # ------------------------------------------------------------ a version is tried
+
+    def deployed(self, message: p.AppDeployed, now: float, sender: str) -> None:
+        spec = message.app
+        id = spec.deployment or deployment_id(spec.environment_name, spec.name, spec.ephemeral)
+        deployment = self.by_id.get(id)
+        error = self._refusal(message, deployment, sender)
+        if error is None:
+            spec = replace(spec, deployment=id)
+            error = self._plane.routes.collision(spec)
+        if error is not None:
+            self._plane.outbox.send(sender, p.Reply(message.request, None, error))
+            return
+        if deployment is None:
+            session = sender if spec.ephemeral else ""
+            deployment = self.by_id[id] = Deployment(id, spec.environment_name, spec.name, session)
+        number = self._next_number(deployment)
+        app = self._plane.registry.add(replace(spec, version=number), sender if spec.ephemeral else "")
+        self._try(deployment, app, message.strategy, sender, message.request, 0)
+
+    def _refusal(self, message: p.AppDeployed, deployment: Deployment | None, sender: str) -> ErrorInfo | None:
+        spec = message.app
+        if message.strategy not in p.STRATEGIES:
+            text = f"strategy={message.strategy!r} is not known; write one of {', '.join(p.STRATEGIES)}"
+            return ErrorInfo("InvalidError", text)
+        if spec.app in self._plane.apps:
+            return ErrorInfo("ConflictError", f"the app {spec.app} is there already; each version has an id of its own")
+        if deployment is not None and deployment.stop_requests:
+            return ErrorInfo("ConflictError", f"{spec.name} is being stopped; deploy it again when it has stopped")
+        if deployment is not None and deployment.session not in ("", sender):
+            text = f"{spec.name} is served already by another program; stop that one, or choose another name (--name)"
+            return ErrorInfo("ConflictError", text)
+        return None
+
+    def rolled_back(self, message: p.AppRolledBack, now: float, sender: str) -> None:
+        deployment = self.by_id.get(deployment_id(message.environment, message.name))
+        error: str = ""
+        number = message.version
+        if deployment is None or deployment.current is None:
+            error = no_such_app(self.by_id.values(), message.name, message.environment)
+        elif message.strategy not in p.STRATEGIES:
+            error = f"strategy={message.strategy!r} is not known; write one of {', '.join(p.STRATEGIES)}"
+        else:
+            earlier = [n for n in sorted(deployment.versions) if deployment.versions[n] is not deployment.current]
+            if number is None and earlier:
+                number = max((n for n in earlier if n < deployment.number), default=earlier[-1])
+            if number is None:
+                error = f"{message.name} has no version before the current one ({deployment.number})"
+            elif deployment.versions.get(number) is deployment.current:
+                error = f"version {number} of {message.name} is the current one"
+            elif number not in deployment.versions:
+                there = ", ".join(map(str, earlier)) or "none"
+                error = f"{message.name} has no version {number} to go back to (any more); there are {there}"
+        if error or deployment is None or number is None:
+            self._plane.outbox.send(sender, p.Reply(message.request, None, ErrorInfo("NotFoundError", error)))
+            return
+        app = deployment.versions[number]
+        collision = self._plane.routes.collision(app.spec)
+        if collision is not None:
+            self._plane.outbox.send(sender, p.Reply(message.request, None, collision))
+            return
+        number = self._next_number(deployment)
+        self._try(deployment, app, message.strategy, sender, message.request, app.spec.version)
+
+    def _next_number(self, deployment: Deployment) -> int:
+        if deployment.candidate is not None:
+            self._abandon(deployment, ErrorInfo("ConflictError", "another deploy has taken the place of this one"))
+        deployment.last += 1
+        return deployment.last
+
+    def _try(self, deployment: Deployment, app: App, strategy: str, sender: str, request: int, origin: int) -> None:
+        before = deployment.current if strategy == p.RECREATE else None
+        candidate = deployment.candidate = Candidate(app, sender, request, origin, before)
+        self.tried[app.spec.app] = deployment
+        self._revive(app)
+        if strategy == p.RECREATE:
+            self._point_to(deployment, app)
+        for id, function in app.functions.items():
+            if all(parameter.default is not None for parameter in function.parameters):
+                pool = self._plane.registry.pool(app, id, function, None)
+                candidate.awaited[pool] = None
+        for pool in list(candidate.awaited):
+            if pool.fleet.ready:
+                self.came_up(pool)
+            else:
+                settings = pool.fleet.settings
+                pool.fleet.settings = replace(settings, min_containers=max(1, settings.min_containers))
+                self._plane.touch(pool)
+        self._news[deployment] = None
+
+    # ------------------------------------------------------------ what becomes of it
+
+    def came_up(self, pool: Pool) -> None:
+        """A container of this pool is ready."""
+        deployment = self.tried.get(pool.app)
+        if deployment is not None and deployment.candidate is not None:
+            if deployment.candidate.awaited.pop(pool, pool) is None:
+                self._say(deployment.candidate, f"{pool.spec.name} is up after {pool.fleet.startup_s:.2g} s")
+            self._news[deployment] = None
+
+    def failed(self, pool: Pool, error: ErrorInfo) -> None:
+        """A container of this pool cannot come up."""
+        deployment = self.tried.get(pool.app)
+        if deployment is not None and deployment.candidate is not None and pool in deployment.candidate.awaited:
+            text = f"{pool.spec.name} cannot start: {error.message}"
+            deployment.candidate.error = deployment.candidate.error or replace(error, message=text)
+            self._news[deployment] = None
+
+    def no_room(self, pool: Pool, reason: str) -> None:
+        """There is no place for a container of this pool at the moment, so it cannot be tried."""
+        deployment = self.tried.get(pool.app)
+        if deployment is not None and deployment.candidate is not None:
+            if deployment.candidate.awaited.pop(pool, pool) is None:
+                deployment.candidate.unproved.append(pool.spec.name)
+                self._say(deployment.candidate, f"{pool.spec.name} could not be tried: {reason}")
+            self._news[deployment] = None
+
+    @property
+    def unsettled(self) -> bool:
+        return bool(self._news)
+
+    def settle(self) -> None:
+        """Ends trials whose outcome is known."""
+        news, self._news = self._news, {}
+        for deployment in news:
+            candidate = deployment.candidate
+            if candidate is None:
+                continue
+            if candidate.error is not None:
+                self._abandon(deployment, candidate.error)
+            elif not candidate.awaited:
+                self._accept(deployment, candidate)
+
+    def _accept(self, deployment: Deployment, candidate: Candidate) -> None:
+        app = candidate.app
+        self._end_trial(deployment)
+        before = candidate.before or deployment.current
+        deployment.versions[deployment.last] = app
+        deployment.origin = candidate.origin
+        self._point_to(deployment, app)
+        if before is not None and before is not app:
+            self._retire(before)
+        self._forget_old(deployment)
+        value = {
+            "app": deployment.id,
+            "version": deployment.last,
+            "origin_version": candidate.origin,
+            "labels": self._plane.routes.of_app(deployment.id),
+            "unproved": candidate.unproved,
+        }
+        if app.spec.ephemeral:
+            self._plane.outbox.send(candidate.session, p.Reply(candidate.request, value))
+        else:
+            self._record(deployment, candidate.session, candidate.request, value)
+
+    def _abandon(self, deployment: Deployment, error: ErrorInfo) -> None:
+        """The version that was there before goes on, or serves again."""
+        candidate = deployment.candidate
+        assert candidate is not None
+        self._end_trial(deployment)
+        deployment.last -= 1
+        if candidate.before is not None:
+            self._revive(candidate.before)
+            self._point_to(deployment, candidate.before)
+        elif deployment.current is candidate.app:
+            deployment.current = None
+            self._plane.registry.forget_current()
+            self._plane.routes.release(deployment.id)
+        if candidate.origin:
+            self._retire(candidate.app)
+        else:
+            self._plane.registry.stop(candidate.app, "it could not be deployed")
+        if deployment.current is not None:
+            text = f"{error.message}. Version {deployment.number} of {deployment.name} goes on serving"
+            error = replace(error, message=text)
+        self._plane.outbox.send(candidate.session, p.Reply(candidate.request, None, error))
+
+    def _end_trial(self, deployment: Deployment) -> None:
+        candidate = deployment.candidate
+        assert candidate is not None
+        deployment.candidate = None
+        del self.tried[candidate.app.spec.app]
+        self._revive(candidate.app)
+
+    def _point_to(self, deployment: Deployment, app: App) -> None:
+        """From now on calls by name and label go to this version."""
+        before = deployment.current
+        deployment.current = app
+        self._plane.registry.forget_current()
+        self._plane.routes.claim(app.spec)
+        if before is not None and before is not app and deployment.candidate is not None:
+            self._retire(before)  # it makes room for the one that is being tried
+
+    def _revive(self, app: App) -> None:
+        """Its functions keep as many containers as they declare."""
+        app.retired = False
+        for pool in app.pools.values():
+            pool.fleet.change_settings(pool.spec.autoscaler, self._plane.agenda.now)
+            self._plane.touch(pool)
+
+    def _retire(self, app: App) -> None:
+        """It finishes what it has; what is idle leaves."""
+        app.retired = True
+        for pool in app.pools.values():
+            settings = replace(unkept(pool.fleet.settings), scaledown_window=0.0)
+            pool.fleet.change_settings(settings, self._plane.agenda.now)
+            self._plane.touch(pool)
+
+    def _forget_old(self, deployment: Deployment) -> None:
+        """Versions beyond those that are kept are over when they have finished what they have."""
+        for number in sorted(deployment.versions)[:-KEPT_VERSIONS]:
+            app = deployment.versions[number]
+            there = list(deployment.versions.values()).count(app)
+            busy = any(pool.fleet.containers or pool.queue.ready for pool in app.pools.values())
+            if there > 1:
+                del deployment.versions[number]
+            elif not busy and app is not deployment.current:
+                self._plane.registry.stop(app, "newer versions have taken its place")
+
+    def _say(self, candidate: Candidate, text: str) -> None:
+        self._plane.outbox.send(candidate.session, p.Notice(candidate.app.spec.app, text, "deploy"))
+
+    def _record(self, deployment: Deployment, session: str = "", request: int = 0, value: Any = None) -> None:
+        app = deployment.current.spec.app if deployment.current is not None else ""
+        changed = p.DeploymentChanged(
+            deployment.id,
+            deployment.environment,
+            deployment.name,
+            app,
+            deployment.last,
+            deployment.origin,
+            session,
+            request,
+            value,
+        )
+        self._plane.outbox.send(STORE, changed)
+
+    # ------------------------------------------------------------ the end
+
+    def stop(self, message: p.AppStopped, sender: str) -> bool:
+        """Stops a deployment by its id, or that of its current version. False where it is none."""
+        deployment = self.by_id.get(message.app)
+        if deployment is None:
+            app = self._plane.apps.get(message.app)
+            deployment = self.by_id.get(app.spec.deployment) if app is not None else None
+            if deployment is None or app is None or deployment.current is not app:
+                return False
+        there = [*self.versions(deployment.id)]
+        if deployment.candidate is not None and deployment.candidate.app not in there:
+            there.append(deployment.candidate.app)
+        if not there:
+            return False
+        if message.request:
+            deployment.stop_requests.append((sender, message.request))
+        self._stop(deployment, there, message.reason)
+        return True
+
+    def session_closed(self, session: str) -> None:
+        """A deploy that nobody waits for is given up; what the session serves ends."""
+        for deployment in list(self.by_id.values()):
+            if deployment.session == session and session:
+                candidate = [deployment.candidate.app] if deployment.candidate is not None else []
+                apps = list(dict.fromkeys([*self.versions(deployment.id), *candidate]))
+                self._stop(deployment, apps, "the program that served it has ended")
+            elif deployment.candidate is not None and deployment.candidate.session == session:
+                self._abandon(deployment, ErrorInfo("ConflictError", "whoever deployed it has gone"))
+
+    def _stop(self, deployment: Deployment, apps: list[App], reason: str) -> None:
+        if deployment.candidate is not None:
+            candidate, deployment.candidate = deployment.candidate, None
+            deployment.last -= 1
+            del self.tried[candidate.app.spec.app]
+            error = ErrorInfo("ConflictError", f"{deployment.name} has been stopped meanwhile: {reason}")
+            self._plane.outbox.send(candidate.session, p.Reply(candidate.request, None, error))
+        deployed = not deployment.session and deployment.current is not None
+        deployment.current = None
+        self._plane.registry.forget_current()
+        self._plane.routes.release(deployment.id)
+        for app in apps:
+            self._plane.registry.stop(app, reason)
+        if deployed:
+            self._record(deployment)
+
+    def forget(self, app: App) -> None:
+        """The app of a version is over."""
+        deployment = self.by_id.get(app.spec.deployment)
+        if deployment is None:
+            return
+        for number in [n for n, version in deployment.versions.items() if version is app]:
+            del deployment.versions[number]
+        if deployment.current is None and deployment.candidate is None and not deployment.versions:
+            for session, request in deployment.stop_requests:
+                self._plane.outbox.send(session, p.Reply(request, {"app": deployment.id}))
+            deployment.stop_requests = []
+            if deployment.session:
+                del self.by_id[deployment.id]
+
+    # ------------------------------------------------------------ after a restart
+
+    def restore(self, app: App) -> None:
+        """A version out of the store. Which one is current follows as DeploymentChanged."""
+        spec = app.spec
+        app.retired = True
+        session = app.session
+        deployment = self.by_id.setdefault(
+            spec.deployment, Deployment(spec.deployment, spec.environment_name, spec.name, session)
+        )
+        deployment.versions[spec.version] = app
+        deployment.last = max(deployment.last, spec.version)
+
+    def reclaim(self, app: App, session: str) -> None:
+        """The program that serves it is back on another connection."""
+        deployment = self.by_id.get(app.spec.deployment)
+        if deployment is not None and app.spec.ephemeral:
+            deployment.session = session
+
+    def changed(self, message: p.DeploymentChanged, now: float, sender: str) -> None:
+        """What the store remembers of a deployment."""
+        deployment = self.by_id.setdefault(
+            message.deployment, Deployment(message.deployment, message.environment, message.name, "")
+        )
+        deployment.last = max(deployment.last, message.version)
+        app = self._plane.apps.get(message.app)
+        if app is not None:
+            deployment.versions[message.version] = app
+            deployment.origin = message.origin_version
+            deployment.current = app
+            self._plane.routes.claim(app.spec)
+            app.retired = False
+            self._plane.registry.open_pools(app)
+
+    def check(self) -> None:
+        for id, deployment in self.by_id.items():
+            assert deployment.id == id
+            if deployment.current is not None:
+                assert self._plane.apps[deployment.current.spec.app] is deployment.current
+                assert not deployment.current.stopped
+            for app in deployment.versions.values():
+                assert self._plane.apps[app.spec.app] is app
+            if deployment.candidate is not None:
+                assert self.tried[deployment.candidate.app.spec.app] is deployment
+        assert len(self.tried) == sum(d.candidate is not None for d in self.by_id.values())
