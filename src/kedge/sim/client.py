@@ -195,7 +195,7 @@ class SimClient:
                 self._submit(call, first, payloads)
         if call.cancelled:
             self.up.send(p.CallCancelled(call.id))
-        if call.durable and not missing:
+        if call.durable and call.sent and not missing:
             self._request(call)
         self._pump(call)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedge.model import protocol as p
 from kedge.model.payload import TERMINATED, ErrorInfo, Payload, Result
+from kedge.model.spec import AppSpec
 
 if TYPE_CHECKING:
     from kedge.sim.world import World
@@ -33,6 +34,10 @@ class Entry:
 class SimStore:
     def __init__(self, world: World) -> None:
         self.calls: dict[str, Entry] = {}
+        self.current: dict[str, p.DeploymentChanged] = {}
+        """What is deployed, by the id of the deployment."""
+        self.apps: dict[str, AppSpec] = {}
+        """Versions of deployed apps that have been current."""
         self._world = world
 
     def journal(self, message: p.InputsSubmitted) -> Iterator[p.CallRestored]:
@@ -56,6 +61,10 @@ class SimStore:
             self._record(message)
         elif isinstance(message, p.OutputsWanted):
             self._world.after(self._world.latency(), self._answer, message)
+        elif isinstance(message, p.DeploymentChanged):
+            self.current[message.deployment] = message
+            if message.app:
+                self.apps[message.app] = self._world.plane.apps[message.app].spec
 
     def _record(self, message: p.OutputsRecorded) -> None:
         checks = self._world.checks

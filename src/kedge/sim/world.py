@@ -220,6 +220,10 @@ class World:
             self.feed(node)
         for app in list(self.deployed.values()):
             self.feed(p.AppCreated(0, app))
+        for spec in self.store.apps.values():
+            self.feed(p.AppCreated(0, spec))
+        for change in self.store.current.values():
+            self.feed(change)
         for variant in self.variants:
             self.feed(p.VariantBound(variant))
         for message in self.store.restore():
