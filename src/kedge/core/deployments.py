@@ -39,7 +39,7 @@ class Deployments:
         self.tried: dict[str, Deployment] = {}
         """By the app of its candidate."""
         self._plane = plane
-        self._news: dict[Deployment, None] = {}
+        self.news: dict[Deployment, None] = {}
         """Something is known about its candidate that was not before."""
 
     def current(self, id: str) -> App | None:
@@ -142,7 +142,7 @@ class Deployments:
                 settings = pool.fleet.settings
                 pool.fleet.settings = replace(settings, min_containers=max(1, settings.min_containers))
                 self._plane.touch(pool)
-        self._news[deployment] = None
+        self.news[deployment] = None
 
     # ------------------------------------------------------------ what becomes of it
 
@@ -152,7 +152,7 @@ class Deployments:
         if deployment is not None and deployment.candidate is not None:
             if deployment.candidate.awaited.pop(pool, pool) is None:
                 self._say(deployment.candidate, f"{pool.spec.name} is up after {pool.fleet.startup_s:.2g} s")
-            self._news[deployment] = None
+            self.news[deployment] = None
 
     def failed(self, pool: Pool, error: ErrorInfo) -> None:
         """A container of this pool cannot come up."""
@@ -160,7 +160,7 @@ class Deployments:
         if deployment is not None and deployment.candidate is not None and pool in deployment.candidate.awaited:
             text = f"{pool.spec.name} cannot start: {error.message}"
             deployment.candidate.error = deployment.candidate.error or replace(error, message=text)
-            self._news[deployment] = None
+            self.news[deployment] = None
 
     def no_room(self, pool: Pool, reason: str) -> None:
         """There is no place for a container of this pool at the moment, so it cannot be tried."""
@@ -169,15 +169,11 @@ class Deployments:
             if deployment.candidate.awaited.pop(pool, pool) is None:
                 deployment.candidate.unproved.append(pool.spec.name)
                 self._say(deployment.candidate, f"{pool.spec.name} could not be tried: {reason}")
-            self._news[deployment] = None
-
-    @property
-    def unsettled(self) -> bool:
-        return bool(self._news)
+            self.news[deployment] = None
 
     def settle(self) -> None:
         """Ends trials whose outcome is known."""
-        news, self._news = self._news, {}
+        news, self.news = self.news, {}
         for deployment in news:
             candidate = deployment.candidate
             if candidate is None:

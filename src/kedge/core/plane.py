@@ -93,14 +93,14 @@ class Plane:
         back)."""
         self.agenda.run(now)
         self._handlers[type(message)](message, now, sender)
-        touched = self._touched
-        while touched or self.deployments.unsettled:
+        touched, deployments = self._touched, self.deployments
+        while touched or deployments.news:
             for pool in list(touched):
                 del touched[pool]
                 pool.dispatch(now)
                 pool.fleet.review(now)
-            if self.deployments.unsettled:
-                self.deployments.settle()
+            if deployments.news:
+                deployments.settle()
         self.rooms.seek()
         return self.outbox.take()
 
