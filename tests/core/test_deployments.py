@@ -515,3 +515,19 @@ def test_a_stopped_deployment_goes_on_counting_after_a_restart(bench: Make) -> N
     reply = deploy(b, 1)
     assert reply is not None
     assert reply.value["version"] == 6
+
+
+def test_a_web_server_s_port_passes_from_version_to_version(bench: Make) -> None:
+    b = bench()
+    server = function(methods=(MethodSpec(web=WebSpec(kind="web_server", port=8000)),))
+    deploy(b, 1, server)
+    b.submit(pool=POOL)
+    reply = deploy(b, 2, server)
+    assert reply is not None
+    assert reply.value["unproved"] == ["f"]
+    b.submit(1, "fc-2", pool=POOL)
+    b.finish("ct-1")
+    b.wait(1.0)
+    b.lose("ct-1", exit_code=0)
+    b.ready()
+    assert b.running(b.started[-1]) == ["fc-2:0"]

@@ -168,3 +168,20 @@ def test_would_place_counts_what_would_go() -> None:
     assert not scheduler.would_place(gpu("H100"), [rest])
     assert scheduler.would_place(gpu("H100"), [holds])
     assert scheduler.would_place(gpu("L4", "ANY"), [holds])
+
+
+def test_a_port_is_one_container_s_at_a_time() -> None:
+    scheduler = machine()
+    first = placed(scheduler.place(Resources(ports=(8000,))))
+    answer = refused(scheduler.place(Resources(ports=(8001, 8000)), overcommit=True))
+    assert answer.reason == (
+        "port 8000 is taken by another container, and one at a time can listen there; let that one take more inputs "
+        "(@kedge.concurrent), or return an ASGI app instead of listening on a port"
+    )
+    assert not answer.lasting
+    assert scheduler.would_place(Resources(ports=(8000,)), [first])
+    assert not scheduler.would_place(Resources(ports=(8000,)), [])
+    second = placed(scheduler.place(Resources(ports=(8001,))))
+    scheduler.release(first)
+    placed(scheduler.place(Resources(ports=(8000,))))
+    scheduler.release(second)

@@ -35,7 +35,11 @@ class App:
 
 
 def normalised(spec: FunctionSpec) -> FunctionSpec:
-    """Without `@concurrent`, a class whose methods have limits has as many slots as they add up to."""
+    """What follows from the methods: without `@concurrent`, the slots that their limits add up to; the ports on which web
+    servers listen."""
+    ports = tuple(method.web.port for method in spec.methods if method.web is not None and method.web.port is not None)
+    if ports:
+        spec = replace(spec, resources=replace(spec.resources, ports=ports))
     if spec.concurrency.declared or all(method.concurrency_limit is None for method in spec.methods):
         return spec
     slots = sum(method_limits(spec).values())
@@ -44,8 +48,9 @@ def normalised(spec: FunctionSpec) -> FunctionSpec:
 
 def rebased(spec: FunctionSpec, bases: Iterable[FunctionSpec], base: FunctionSpec) -> FunctionSpec:
     """The options of `spec` on top of `base`: what differs from the one of `bases` that it most likely comes from."""
-    changes = min((_changes(spec, old) for old in bases), key=len)
-    return replace(base, **changes)
+    spec = normalised(spec)
+    changes = min((_changes(spec, normalised(old)) for old in bases), key=len)
+    return replace(normalised(base), **changes)
 
 
 def _changes(spec: FunctionSpec, base: FunctionSpec) -> dict[str, Any]:

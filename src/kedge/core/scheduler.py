@@ -25,6 +25,8 @@ class Node(Struct):
     cpu_used: float = 0.0
     memory_used: int = 0
     containers: int = 0
+    ports: list[int] = []
+    """Those that containers have."""
 
 
 class Placement(Struct, frozen=True):
@@ -35,6 +37,7 @@ class Placement(Struct, frozen=True):
     memory: int
     gpu: str = ""
     devices: tuple[int, ...] = ()
+    ports: tuple[int, ...] = ()
 
 
 class Unplaceable(Struct, frozen=True):
@@ -77,9 +80,9 @@ class Scheduler:
             for node in self.nodes.values():
                 fits = node.cpu_used + cpu <= node.cpu + 1e-9 and node.memory_used + memory <= node.memory
                 name = self._device(node, gpu)
-                if name is not None and (fits or overcommit):
-                    return self._take(node, cpu, memory, name, gpu.count if gpu else 0)
-        return Unplaceable(self._shortage(cpu, memory, resources.gpus))
+                if name is not None and (fits or overcommit) and not _shared(resources.ports, node.ports):
+                    return self._take(node, cpu, memory, name, gpu.count if gpu else 0, resources.ports)
+        return Unplaceable(self._shortage(cpu, memory, resources))
 
     def would_place(self, resources: Resources, without: list[Placement]) -> bool:
         """Whether there were a place if these were released."""
@@ -89,6 +92,9 @@ class Scheduler:
             cpu_used = node.cpu_used - sum(place.cpu for place in gone)
             memory_used = node.memory_used - sum(place.memory for place in gone)
             if cpu_used + cpu > node.cpu + 1e-9 or memory_used + memory > node.memory:
+                continue
+            left = [port for place in gone for port in place.ports]
+            if _shared(resources.ports, [port for port in node.ports if port not in left]):
                 continue
             for gpu in resources.gpus or (None,):
                 if gpu is None:
@@ -106,17 +112,20 @@ class Scheduler:
         node.cpu_used -= placement.cpu
         node.memory_used -= placement.memory
         node.containers -= 1
+        for port in placement.ports:
+            node.ports.remove(port)
         if placement.gpu:
             node.devices[placement.gpu] = sorted([*node.devices[placement.gpu], *placement.devices])
 
-    def _take(self, node: Node, cpu: float, memory: int, gpu: str, count: int) -> Placement:
+    def _take(self, node: Node, cpu: float, memory: int, gpu: str, count: int, ports: tuple[int, ...]) -> Placement:
         devices = tuple(node.devices[gpu][:count]) if gpu else ()
         if gpu:
             del node.devices[gpu][:count]
         node.cpu_used += cpu
         node.memory_used += memory
         node.containers += 1
-        return Placement(node.name, cpu, memory, gpu, devices)
+        node.ports.extend(ports)
+        return Placement(node.name, cpu, memory, gpu, devices, ports)
 
     def _device(self, node: Node, gpu: GpuRequest | None) -> str | None:
         """The name under which `node` has these devices free; "" where none are asked for; None where it has not."""
@@ -140,14 +149,23 @@ class Scheduler:
             f'declare devices with KEDGE_GPUS="{gpus[0].name}={gpus[0].count}", or leave out gpu='
         )
 
-    def _shortage(self, cpu: float, memory: int, gpus: tuple[GpuRequest, ...]) -> str:
-        parts = []
+    def _shortage(self, cpu: float, memory: int, resources: Resources) -> str:
+        parts, gpus = [], resources.gpus
+        if taken := [port for port in resources.ports if all(port in node.ports for node in self.nodes.values())]:
+            return (
+                f"port {taken[0]} is taken by another container, and one at a time can listen there; let that one take "
+                "more inputs (@kedge.concurrent), or return an ASGI app instead of listening on a port"
+            )
         for node in self.nodes.values():
             used = f"{node.cpu_used:g} of {node.cpu:g} cpu and {node.memory_used} of {node.memory} MiB are taken"
             free = ", ".join(f"{len(ids)} of {node.capacity[gpu]} {gpu} free" for gpu, ids in node.devices.items())
             parts.append(f"{node.name}: {used}{f' ({free})' if free and gpus else ''}")
         asked = f"{cpu:g} cpu and {memory} MiB" + (f" and {gpus[0].name}:{gpus[0].count}" if gpus else "")
         return f"a container asks for {asked}; {'; '.join(parts)}"
+
+
+def _shared(asked: tuple[int, ...], taken: list[int]) -> bool:
+    return bool(asked) and any(port in taken for port in asked)
 
 
 def matches(have: str, asked: str) -> bool:

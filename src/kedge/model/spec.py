@@ -54,6 +54,8 @@ class Resources(Struct, frozen=True):
     memory_limit: int | None = None
     gpus: tuple[GpuRequest, ...] = ()
     ephemeral_disk: int | None = None
+    ports: tuple[int, ...] = ()
+    """TCP ports of the machine that its code listens on (`web_server(port)`): one container at a time has each."""
 
 
 class RetryPolicy(Struct, frozen=True):
