@@ -35,8 +35,8 @@ class App:
 
 
 def normalised(spec: FunctionSpec) -> FunctionSpec:
-    """What follows from the methods: without `@concurrent`, the slots that their limits add up to; the ports on which web
-    servers listen."""
+    """What follows from the methods: without `@concurrent`, the slots that their limits add up to; the ports on which
+    web servers listen."""
     ports = tuple(method.web.port for method in spec.methods if method.web is not None and method.web.port is not None)
     if ports:
         spec = replace(spec, resources=replace(spec.resources, ports=ports))
