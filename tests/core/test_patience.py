@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from kedge.core.fleet import DISMISSAL_GRACE_S
 from kedge.core.overdue import OVERDUE_GRACE_S
+from kedge.core.patience import MOST_REQUESTS
 from kedge.model import protocol as p
 from kedge.model.payload import FAILURE, SUCCESS, TERMINATED, TIMEOUT, Payload
-from kedge.model.spec import AutoscalerSettings, Batching, MethodSpec, RetryPolicy
+from kedge.model.spec import AutoscalerSettings, Batching, MethodSpec, RetryPolicy, WebSpec
 from tests.core.conftest import Bench, F, Make, function
 
 ONE = AutoscalerSettings(min_containers=1, max_containers=1)
@@ -34,6 +35,14 @@ def test_inputs_beyond_the_bound_are_refused(bench: Make) -> None:
     b.finish("ct-1")
     b.submit(1, first=3)
     assert b.statuses() == {3: FAILURE, 0: SUCCESS}, "the same input again is welcome when there is room"
+
+
+def test_requests_have_a_bound_of_their_own(bench: Make) -> None:
+    b = bench(function(methods=(MethodSpec(web=WebSpec(kind="asgi_app")),), autoscaler=ONE))
+    b.ready()
+    b.submit(MOST_REQUESTS + 2)
+    assert b.statuses() == {MOST_REQUESTS + 1: FAILURE}, "one runs, the others wait"
+    assert b.results["se-1", "fc-1", MOST_REQUESTS + 1].error.retry_after > 0
 
 
 def test_arguments_of_a_refused_input_stay_with_its_caller(bench: Make) -> None:

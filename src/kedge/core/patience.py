@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_QUEUED = 1_000_000
 """Inputs that may wait in one pool where its function does not say: a few hundred MB of the server's memory."""
+MOST_REQUESTS = 2_000
+"""And requests, where all that a function does is to answer HTTP: each has a connection, and a person who waits."""
 LOOK_S = 0.01
 """Looks are apart by this at least: how late an input may be told that it has waited too long."""
 LOOK_PER_CALL_S = 2e-5
@@ -30,7 +32,8 @@ class Patience:
     def __init__(self, pool: Pool, plane: Plane) -> None:
         self._pool = pool
         self._plane = plane
-        self.bound = pool.spec.max_queued_inputs or MOST_QUEUED
+        only_web = all(method.web is not None for method in pool.spec.methods)
+        self.bound = pool.spec.max_queued_inputs or (MOST_REQUESTS if only_web else MOST_QUEUED)
         """Inputs that may wait."""
         self.allowed_s = pool.spec.queue_timeout or 0.0
         self._look_at: float | None = None
