@@ -8,10 +8,11 @@ import pytest
 from msgspec.structs import replace
 
 from kedge.core.apps import rebased
+from kedge.core.deployments import KEPT_VERSIONS
 from kedge.core.outbox import STORE
 from kedge.model import protocol as p
 from kedge.model.ids import deployment_id, function_id, pool_id
-from kedge.model.payload import SUCCESS, ErrorInfo, Payload
+from kedge.model.payload import FAILURE, SUCCESS, ErrorInfo, Payload
 from kedge.model.spec import (
     AppSpec,
     AutoscalerSettings,
@@ -20,6 +21,7 @@ from kedge.model.spec import (
     MethodSpec,
     ParameterSpec,
     Resources,
+    RetryPolicy,
     Variant,
     WebSpec,
 )
@@ -531,3 +533,151 @@ def test_a_web_server_s_port_passes_from_version_to_version(bench: Make) -> None
     b.lose("ct-1", exit_code=0)
     b.ready()
     assert b.running(b.started[-1]) == ["fc-2:0"]
+
+
+# ---------------------------------------------------------------- what is in flight, and what others do meanwhile
+
+
+def test_a_call_that_spans_a_deploy_stays_in_the_version_in_which_it_has_begun(bench: Make) -> None:
+    b = bench()
+    deploy(b, 1, function("f"))
+    b.submit(1, pool=POOL)
+    deploy(b, 2, function("f"))
+    b.submit(1, pool=POOL, first=1)
+    assert b.plane.dropped == {}
+    b.finish("ct-1")
+    assert b.running("ct-1") == ["fc-1:1"]
+    deploy(b, 3, function("g"))
+    b.submit(1, pool=POOL, first=2)
+    b.send(p.CallClosed("fc-1", 3), "se-1")
+    b.finish("ct-1")
+    b.finish("ct-3")  # the old version has got another one, since its call had two inputs
+    assert b.statuses() == {0: SUCCESS, 1: SUCCESS, 2: SUCCESS}
+    b.submit(1, call="fc-2", pool=POOL)
+    assert "has no function 'f'" in b.orders(p.CallRefused)[0].error.message
+
+
+def test_an_old_version_is_not_forgotten_while_an_input_of_it_waits_for_its_retry(bench: Make) -> None:
+    b = bench()
+    retrying = function(
+        retries=RetryPolicy(max_retries=1, initial_delay=60.0), autoscaler=AutoscalerSettings(scaledown_window=1.0)
+    )
+    deploy(b, 1, retrying)
+    b.submit(pool=POOL)
+    b.finish("ct-1", status=FAILURE)
+    for number in range(2, KEPT_VERSIONS + 3):
+        deploy(b, number, retrying)
+        for container in [c.id for c in b.plane.containers.values() if c.pool.app != f"ap-v{number}"]:
+            b.lose(container)
+    assert "ap-v2" not in b.plane.apps
+    assert b.statuses() == {}
+    b.wait(61.0)
+    b.ready()
+    b.finish(b.started[-1])
+    assert b.statuses() == {0: SUCCESS}
+
+
+def test_parameters_outlive_the_version_to_which_they_were_announced(bench: Make) -> None:
+    b = bench()
+    deploy(b, 1)
+    b.send(p.VariantBound(Variant(function=POOL, variant="abc", parameters=Payload(data=b"x"), spec=function())))
+    for number in range(2, KEPT_VERSIONS + 3):
+        deploy(b, number)
+        for container in [c.id for c in b.plane.containers.values() if c.pool.app != f"ap-v{number}"]:
+            b.lose(container)
+    assert "ap-v1" not in b.plane.apps
+    b.submit(pool=pool_id(POOL, "abc"))
+    b.ready()
+    b.finish(b.started[-1])
+    assert b.statuses() == {0: SUCCESS}
+
+
+def test_of_two_apps_that_are_tried_at_the_same_time_the_first_to_be_up_gets_the_label(bench: Make) -> None:
+    b = bench()
+    b.send(p.AppDeployed(1, replace(version(1, web(label="shop")), name="first")), "se-7")
+    b.send(p.AppDeployed(2, replace(version(2, web(label="shop")), name="second")), "se-8")
+    b.ready("ct-2")
+    b.ready("ct-1")
+    reply = answer(b, 2)
+    assert reply is not None
+    assert reply.error is None
+    assert error(b, 1).startswith("the label 'shop' of f belongs to f of the app ")
+    route = b.plane.routes.find("shop")
+    assert route is not None
+    assert route.app == deployment_id("main", "second")
+
+
+def test_a_version_that_serves_again_leaves_a_label_to_who_has_taken_it_meanwhile(bench: Make) -> None:
+    b = bench()
+    deploy(b, 1, web(label="shop"))
+    b.send(p.AppDeployed(2, version(2, web(label="store")), p.RECREATE), "se-9")
+    b.send(p.AppDeployed(3, replace(version(3, web(label="shop")), name="other")), "se-8")
+    candidate, other = b.started[-2:]
+    b.ready(other)
+    b.send(p.ContainerFailed(ErrorInfo("ImportError", "no")), candidate)
+    assert error(b, 2).endswith("Version 1 of a goes on serving")
+    route = b.plane.routes.find("shop")
+    assert route is not None
+    assert route.app == deployment_id("main", "other")
+    assert b.plane.routes.find("store") is None
+
+
+def test_a_deploy_that_is_said_again_is_answered_and_not_made_again(bench: Make) -> None:
+    b = bench()
+    b.send(p.AppDeployed(1, version(1)), "se-1")
+    b.send(p.AppDeployed(1, version(1)), "se-2")  # the connection was lost, and another one was made
+    b.send(p.SessionClosed(), "se-1")
+    b.ready()
+    changed = b.orders(p.DeploymentChanged, STORE)[0]
+    assert (changed.session, changed.request, changed.value["version"]) == ("se-2", 1, 1)
+    b.send(p.AppDeployed(7, version(1)), "se-3")
+    changed = b.orders(p.DeploymentChanged, STORE)[0]
+    assert (changed.session, changed.request, changed.version, changed.value["version"]) == ("se-3", 7, 1, 1)
+    b.send(p.AppDeployed(8, version(2)), "se-4")
+    b.send(p.AppDeployed(9, version(1)), "se-5")
+    assert b.replies(9)[0].value["version"] == 1
+    b.ready()
+    assert b.plane.deployments.by_id[D].number == 2
+
+
+def test_an_app_that_is_stopped_while_its_first_version_gives_it_its_place_was_never_there(bench: Make) -> None:
+    b = bench()
+    b.send(p.AppDeployed(1, version(1), p.RECREATE), "se-9")
+    b.send(p.AppStopped(D, 2), "se-8")
+    b.lose("ct-1")
+    assert error(b, 1).startswith("a has been stopped meanwhile")
+    assert b.replies(2)[0].value == {"app": D}
+    assert [o for to, o in b.commands if to == STORE] == []
+
+
+SERVED = deployment_id("main", "a", served=True)
+
+
+def restored_as_served(b: Bench) -> None:
+    """As a server finds it that has been started again."""
+    b.send(p.AppCreated(0, replace(app(web(), id="ap-v1"), deployment=SERVED, version=1)))
+    b.send(p.DeploymentChanged(SERVED, "main", "a", "ap-v1", 1))
+
+
+def test_what_is_served_after_a_restart_ends_with_its_new_session(bench: Make) -> None:
+    b = bench()
+    restored_as_served(b)
+    b.send(p.AppDeployed(1, app(web(), id="ap-v2")), "se-7")
+    b.ready()
+    assert list(b.plane.routes.by_label) == ["a-f-dev"]
+    b.send(p.AppDeployed(2, app(web(), id="ap-v3")), "se-8")
+    assert "is served already by another program" in error(b, 2)
+    b.send(p.SessionClosed(), "se-7")
+    for container in list(b.plane.containers):
+        b.lose(container)
+    assert (b.plane.apps, b.plane.routes.by_label, b.plane.deployments.by_id) == ({}, {}, {})
+
+
+def test_what_was_served_and_is_claimed_by_nobody_leaves_nothing(bench: Make) -> None:
+    b = bench()
+    restored_as_served(b)
+    b.send(p.FunctionRequested(1, "", "a", "f"), "se-9")
+    assert "nothing is deployed there" in b.replies(1)[0].error.message
+    b.send(p.AppStopped("ap-v1", reason="its program did not come back"))
+    assert (b.plane.apps, b.plane.routes.by_label, b.plane.deployments.by_id) == ({}, {}, {})
+    assert b.orders(p.DeploymentChanged) == []  # it never was on disk

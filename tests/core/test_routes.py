@@ -93,3 +93,23 @@ def test_a_version_takes_over_all_labels_of_the_one_before(names: tuple[str, ...
     assert sorted(routes.by_label) == sorted(f"shop-{name}" for name in names)
     assert routes.by_host == {}
     assert all(route.app == "ap-d" and route.function == f"fu-d-{route.name}" for route in routes.by_label.values())
+
+
+def test_a_domain_leads_to_one_function_of_an_app() -> None:
+    error = Routes().collision(shop(web("f", domains=("x.org",)), web("g", domains=("X.org",))))
+    assert error is not None
+    assert error.message == (
+        "f and g of the app Shop would both be reached as 'X.org'; a domain leads to one function: give one of them "
+        "another one in custom_domains="
+    )
+
+
+def test_a_claim_takes_nothing_from_others() -> None:
+    routes = Routes()
+    routes.claim(shop(web("f", "shop", ("x.org",))))
+    routes.claim(shop(web("f", "shop", ("x.org",)), web("g"), id="ap-2"))
+    found = routes.find("shop"), routes.by_host["x.org"], routes.find("shop-g")
+    assert [route.app if route else None for route in found] == ["ap-1", "ap-1", "ap-2"]
+    routes.release("ap-2")
+    assert (list(routes.by_label), list(routes.by_host)) == (["shop"], ["x.org"])
+    routes.check()

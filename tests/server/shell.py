@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,9 +18,12 @@ from kedge.model.spec import AppSpec, CodeSpec, EnvironmentSpec, FunctionSpec
 from kedge.server.driver import Driver
 from kedge.server.launches import Launches
 from kedge.server.logs import OutputLog
+from kedge.server.office import Office
 from kedge.server.recovery import Recovery
 from kedge.server.rpc import Rpc
+from kedge.server.schedules import Schedules
 from kedge.server.store import Store
+from kedge.server.tokens import Tokens
 from kedge.wire.transport import AsyncConnection
 from tests.server.fake_engine import FakeEngine
 from tests.wire.loops import until
@@ -99,10 +103,16 @@ class Peer:
 
 
 class Shell:
-    def __init__(self, directory: Path, engine: FakeEngine | None = None, **rpc: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        engine: FakeEngine | None = None,
+        clock: Callable[[], float] = time.time,
+        **rpc: Any,
+    ) -> None:
         self.directory = directory
         self.engine = engine or FakeEngine()
-        self.store = Store(directory)
+        self.store = Store(directory, clock=clock)
         self.path = str(directory / "plane.sock")
         self._rpc_options = rpc
         self._ids = itertools.count(1)
@@ -114,17 +124,26 @@ class Shell:
         self.plane = Plane(lambda prefix: f"{prefix}-{next(self._ids)}")
         self.driver = Driver(self.plane, self.engine, self.store, self.launches, self.output)
         self.engine.report = self.driver.report
-        self.rpc = Rpc(self.driver, self.launches, str(self.directory), TOKEN, **self._rpc_options)
+        self.tokens = Tokens(self.store.writer, TOKEN)
+        await self.tokens.open()
+        self.office = Office(self.driver, self.launches, self.store, self.tokens)
+        self.rpc = Rpc(self.driver, self.launches, self.office, str(self.directory), **self._rpc_options)
         self.recovery = Recovery(self.driver, self.store)
+        driver, register = self.driver, self.store.register
+        self.schedules = Schedules(self.plane, driver.links, driver.submit, register, self.output.say, self.store.clock)
+        driver.journal.announce = self.schedules.changed
         self.driver.submit(p.NodeJoined("local", 64.0, 65536))
         await self.recovery.run()
         await self.rpc.listen(self.path)
+        await self.schedules.open()
 
     async def stop(self) -> None:
         """As if it had been killed: nobody is told anything."""
         self.driver.ending = True
+        self.schedules.close()
         self.recovery.close()
         self.driver.archive.close()
+        self.office.close()
         self.rpc.close()
         self.rpc.close_all()
         await self.engine.close()
@@ -156,8 +175,8 @@ class Shell:
 
 
 @asynccontextmanager
-async def running(directory: Path, engine: FakeEngine | None = None, **rpc: Any) -> AsyncGenerator[Shell, None]:
-    shell = Shell(directory, engine, **rpc)
+async def running(directory: Path, engine: FakeEngine | None = None, **options: Any) -> AsyncGenerator[Shell, None]:
+    shell = Shell(directory, engine, **options)
     await shell.start()
     try:
         yield shell

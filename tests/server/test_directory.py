@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,25 @@ def test_everything_is_private_to_its_user(tmp_path: Path) -> None:
         for path in (directory.path / "server.json", directory.path / "lock", home / "private.lock"):
             assert mode(path) == 0o600, path
     assert not (directory.path / "server.json").exists()
+
+
+def test_on_a_full_disk_the_address_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.open
+
+    def full(path: Any, flags: int, mode: int = 0o777, **options: Any) -> int:
+        if str(path).endswith(".new"):
+            raise OSError(28, "No space left on device")
+        return original(path, flags, mode, **options)
+
+    with StateDirectory(tmp_path, private=False) as directory:
+        monkeypatch.setattr(os, "open", full)
+        with pytest.raises(OSError, match=r"server\.json cannot be written: No space left on device"):
+            directory.publish({"process": 1})
+        (directory.path / "server.json").write_text(json.dumps({"process": 123456, "more": "x" * 100}))
+        directory.publish({"process": 2})
+        assert json.loads((directory.path / "server.json").read_text()) == {"process": 2}
 
 
 def test_private_directories_of_dead_servers_are_removed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:

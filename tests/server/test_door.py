@@ -20,8 +20,11 @@ from kedge.model.spec import (
     MethodSpec,
     Resources,
     RetryPolicy,
+    ScheduleSpec,
     Variant,
+    WebSpec,
 )
+from kedge.model.web import ResponseStarted, SocketClosed
 from kedge.server.door import refusal
 from tests.server.shell import app, inputs
 from tests.wire.values import messages
@@ -37,6 +40,10 @@ class Bad:
 
 def declared(**options: Any) -> p.AppCreated:
     return p.AppCreated(1, app(**options))
+
+
+def web(kind: str = "asgi_app", **options: Any) -> MethodSpec:
+    return MethodSpec(web=WebSpec(kind=kind, **options))
 
 
 def finished(result: Result, run_s: float = 0.0) -> p.InputsFinished:
@@ -88,6 +95,48 @@ BAD = [
         p.VariantBound(Variant(function="f", variant="v", spec=replace(app().functions[0], timeout=nan))),
         r"VariantBound\.variant\.spec\['square'\]\.timeout is nan",
     ),
+    Bad(declared(methods=(web(kind="cgi"),)), r"methods\[''\]\.web\.kind is 'cgi'; it must be one of fastapi_end"),
+    Bad(declared(methods=(web(port=70_000),)), r"web\.port is 70000; it must be from 1 to 65535"),
+    Bad(declared(methods=(web(label="x" * 600),)), r"web\.label has 600 characters"),
+    Bad(declared(methods=(web(startup_timeout=nan),)), r"web\.startup_timeout is nan"),
+    Bad(declared(methods=(web(custom_domains=("a.b",) * 101),)), r"custom_domains has 101 entries; at most 100"),
+    Bad(declared(methods=(web(custom_domains=("a" * 300,)),)), r"custom_domains has 300 characters"),
+    Bad(declared(schedule=ScheduleSpec(cron="*" * 600)), r"schedule\.cron has 600 characters"),
+    Bad(declared(schedule=ScheduleSpec(timezone="x" * 65)), r"schedule\.timezone has 65 characters"),
+    Bad(declared(schedule=ScheduleSpec(period=(("eons", 1.0),))), r"schedule\.period is 'eons'; it must be one of"),
+    Bad(declared(schedule=ScheduleSpec(period=(("days", inf),))), r"schedule\.period\.days is inf"),
+    Bad(declared(schedule=ScheduleSpec(period=(("days", 1.0),) * 8)), r"schedule\.period has 8 entries"),
+    Bad(p.AppCreated(1, replace(app(), environment_name="Über")), r"environment_name is 'Über'; it must match"),
+    Bad(
+        p.AppCreated(1, replace(app(), deployment="ap-2")), r"app\.deployment, version and origin_version are given by"
+    ),
+    Bad(p.AppDeployed(1, replace(app(), version=3)), r"AppDeployed\.app\.deployment, version and origin_version"),
+    Bad(p.AppDeployed(1, replace(app(), name="")), r"AppDeployed\.app\.name is empty; a deployed app is found by its"),
+    Bad(p.AppDeployed(1, replace(app(), tag="x" * 600)), r"AppDeployed\.app\.tag has 600 characters"),
+    Bad(p.AppDeployed(-1, app()), r"AppDeployed\.request is -1"),
+    Bad(p.AppRolledBack(1, "x" * 600), r"AppRolledBack\.name has 600 characters"),
+    Bad(p.AppRolledBack(1, "x", version=-1), r"AppRolledBack\.version is -1"),
+    Bad(p.AppRolledBack(1, "x", ""), r"AppRolledBack\.environment is ''; it must match"),
+    Bad(p.FunctionRequested(1, app="x" * 600), r"FunctionRequested\.app has 600 characters"),
+    Bad(p.FunctionRequested(1, version=2**40), r"FunctionRequested\.version is 1099511627776"),
+    Bad(p.CodeUploaded(1, "../../etc"), r"CodeUploaded\.digest is '\.\./\.\./etc'; it must match \[0-9a-f\]\{32\}"),
+    Bad(p.CodeUploaded(1, "0" * 32, [("x" * 1025, b"")]), r"CodeUploaded\.files has 1025 characters; at most 1024"),
+    Bad(p.CodeUploaded(1, "0" * 32, [("x", b"")] * 5001), r"CodeUploaded\.files has 5001 entries; at most 5000"),
+    Bad(p.ContainerStopRequested(1, ""), r"ContainerStopRequested\.container is ''"),
+    Bad(p.AppsRequested(1, "a b"), r"AppsRequested\.environment is 'a b'"),
+    Bad(p.AppsRequested(1, name="x" * 600), r"AppsRequested\.name has 600 characters"),
+    Bad(p.ContainersRequested(1, "a/b"), r"ContainersRequested\.app is 'a/b'"),
+    Bad(p.ContainersRequested(1, container="a/b"), r"ContainersRequested\.container is 'a/b'"),
+    Bad(p.FunctionsRequested(1, function="x" * 2000), r"FunctionsRequested\.function has 2000 characters"),
+    Bad(p.CallsRequested(1, "fu-1", 0), r"CallsRequested\.limit is 0; it must be from 1 to 10000"),
+    Bad(p.CallsRequested(1, "fu-1", 10**6), r"CallsRequested\.limit is 1000000"),
+    Bad(p.TokensChanged(1, "create", name="x" * 129), r"TokensChanged\.name has 129 characters; at most 128"),
+    Bad(p.TokensChanged(1, "x" * 600), r"TokensChanged\.action has 600 characters"),
+    Bad(p.ServerRequested(2**60), r"ServerRequested\.request is"),
+    Bad(p.WebSent("fc-1", [ResponseStarted(42)]), r"WebSent\.events\.status is 42; it must be from 100 to 999"),
+    Bad(p.WebSent("fc-1", [SocketClosed(10**6)]), r"WebSent\.events\.code is 1000000"),
+    Bad(p.WebSent("fc 1", []), r"WebSent\.call is 'fc 1'"),
+    Bad(p.WebCredited("fc-1", -1), r"WebCredited\.size is -1"),
     Bad(finished(Result(), nan), r"InputsFinished\.inputs\.run_s is nan"),
     Bad(finished(Result(), -1.0), r"run_s is -1\.0"),
     Bad(finished(Result(payload=Payload(blob="a/b"))), r"inputs\.payload\.blob is 'a/b'"),
@@ -117,6 +166,16 @@ def test_absurd_values_are_refused_by_name(bad: Bad) -> None:
         p.CallRequested(0, ""),
         p.OutputsRequested("fc-1", 3, 3),
         p.AutoscalerUpdated(1, "fu-1", max_containers=0),
+        p.AppDeployed(1, app()),
+        declared(methods=(web(custom_domains=("a.example",)),), schedule=ScheduleSpec(period=(("days", 1.0),))),
+        p.AppRolledBack(1, "demo"),
+        p.FunctionRequested(1, app="demo"),
+        p.CodeUploaded(1, "0" * 32, [("pkg/a.py", b"")], last=True),
+        p.AppsRequested(1),
+        p.ContainersRequested(1),
+        p.FunctionsRequested(1),
+        p.TokensChanged(1, "list"),
+        p.WebSent("fc-1", [ResponseStarted(200)]),
         declared(concurrency=Concurrency(1000, 800, declared=True), retries=RetryPolicy(10, 10.0)),
         declared(autoscaler=AutoscalerSettings(5, 4)),
         p.SessionClosed("bye"),

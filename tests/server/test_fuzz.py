@@ -22,7 +22,10 @@ from tests.wire.loops import LIMIT_S, factories, until
 from tests.wire.values import messages
 
 NAMES = st.sampled_from(
-    ["", "fc-1", "fc-2", "ap-1", POOL, f"{POOL}@v", "square", "m", "success", "failure", "timeout", "a/b"]
+    [
+        *("", "fc-1", "fc-2", "ap-1", POOL, f"{POOL}@v", "square", "m", "success", "failure", "timeout", "a/b", "main"),
+        *("demo", "rolling", "recreate", "create", "list", "delete", "api", "proxy", "0" * 32, "asgi_app", "days"),
+    ]
 )
 NUMBERS = st.integers(-1, 8) | st.sampled_from([64, 2**31, 2**63])
 TIMES = st.sampled_from([0.0, 0.001, 1.0, 60.0, -1.0, float("nan"), float("inf"), 1e300])
@@ -67,7 +70,7 @@ def on_server(test: Any) -> None:
             assert (await client.ask(lambda n: p.StatisticsRequested(n))).error is None
             client.connection.close()
             shell.plane.check()
-            assert shell.driver.failures == 0
+            assert shell.driver.failures == shell.office.failures == 0
         assert not problems
 
     with tempfile.TemporaryDirectory() as fresh, asyncio.Runner(loop_factory=factories()[-1]) as runner:

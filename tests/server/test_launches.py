@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
 
 from kedge.model.payload import Payload
 from kedge.model.protocol import StartContainer
@@ -67,3 +71,37 @@ async def test_imports_that_a_container_reports_are_preloaded_by_the_next_also_a
     again.open()
     assert Launches("/plane.sock", "/home", again).make(order, spec.functions[0], None, spec).preload == preload
     again.close()
+
+
+@on_loop
+async def test_the_output_of_all_versions_of_a_deployed_app_belongs_to_it(tmp_path: Path) -> None:
+    launches = Launches("/plane.sock", "/home", Store(tmp_path))
+    spec = replace(app(), deployment="ap-deployed", version=3)
+    launch = launches.make(StartContainer("ct-1", POOL), spec.functions[0], None, spec)
+    assert launch.app == "ap-1", "what runs in it calls its own version"
+    assert launches.place("ct-1") == Place("ct-1", "ap-deployed", "demo", "square", POOL)
+
+
+@on_loop
+async def test_code_of_another_machine_runs_in_the_servers_own_python_without_its_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEDGE_TOKEN", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("LANG", "de_DE.UTF-8")
+    work = tmp_path / "work"
+    launches = Launches("/plane.sock", "/home", Store(tmp_path), str(work))
+    spec = app()
+    spec = replace(spec, environment=replace(spec.environment, python="", alias_modal=True))
+    environment = launches.make(StartContainer("ct-1", POOL), spec.functions[0], None, spec).environment
+    assert environment.python == sys.executable
+    assert environment.python_version == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert environment.directory == str(work)
+    assert work.is_dir()
+    assert environment.alias_modal
+    variables = dict(environment.variables)
+    assert variables["LANG"] == "de_DE.UTF-8"
+    assert variables["PATH"]
+    assert "secret" not in variables.values()
+    assert any(path.endswith("site-packages") for path in environment.sys_path)
+    assert all(Path(path).name != "main" for path in environment.sys_path), "no directory of whoever started the server"

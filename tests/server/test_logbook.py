@@ -316,6 +316,33 @@ def test_a_disk_that_refuses_loses_the_log_and_says_so_once(tmp_path: Path, capl
         assert sorted(texts(reader)) == ["[kedge: 25 bytes were not kept: the disk refused them]", "kept"]
 
 
+def test_who_wants_to_know_hears_once_that_nothing_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    path.write_text("this is no database, and has never been one\n" * 20)
+    book, heard = LogBook(path), list[str]()
+    book.on_trouble = heard.append
+    book.check()
+    while not heard:
+        time.sleep(0.0005)
+    assert heard == [
+        f"what containers print is not kept: {path}: file is not a database; remove the file, and a new one is made"
+    ]
+    book.put([chunk(b"lost\n")])
+    wait(book)
+    assert book.trouble == heard[0]
+    path.unlink()
+    book.put([chunk(b"kept\n")])
+    book.close()
+    assert (book.trouble, len(heard)) == ("", 1)
+
+
+def test_a_book_that_nobody_has_written_to_is_not_made_by_a_look(tmp_path: Path) -> None:
+    book = LogBook(tmp_path / "logs" / "logs.db")
+    book.check()
+    book.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_chunk_that_cannot_be_written_costs_its_batch_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     book = LogBook(tmp_path / "logs.db")
     book.put([chunk(b"lost\n", Origin("fc-1", 2**70))])

@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from typing import Any
 import pytest
 
 from kedge.model import protocol as p
-from kedge.server.main import main, parse_gpus
+from kedge.model.spec import MethodSpec, WebSpec
+from kedge.server.main import main
+from kedge.server.settings import parse_gpus
 from kedge.wire.transport import BlockingConnection, ConnectionLost
+from tests.server.shell import app
 
 WAIT_S = 30.0
 
@@ -84,7 +88,7 @@ def test_a_machines_server_from_its_start_to_sigterm(server: Process, tmp_path: 
     address = server.facts["address"]
     assert address == str(home / "server" / "plane.sock")
     published = json.loads((home / "server" / "server.json").read_text())
-    assert published == {**server.facts, "process": server.process.pid}
+    assert published.items() >= {**server.facts, "process": server.process.pid, "options": []}.items()
     for path in [home, *home.rglob("*")]:
         mode = stat.S_IMODE(path.stat().st_mode)
         assert mode == (0o700 if path.is_dir() else 0o600), path
@@ -119,6 +123,22 @@ def test_a_private_server_ends_with_its_owner_and_leaves_nothing(tmp_path: Path)
     assert not directory.exists()
 
 
+def test_a_private_server_answers_http_as_soon_as_it_has_a_web_function(tmp_path: Path) -> None:
+    server = Process(tmp_path, "--private")
+    host, _, port = server.facts["web"].removeprefix("http://").partition(":")
+    loaded = Path(f"/proc/{server.process.pid}/maps")
+    with closing(server.connect()) as connection, socket.create_connection((host, int(port)), WAIT_S) as early:
+        early.sendall(b"GET /nothing/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"httptools" not in loaded.read_bytes()
+        web = (MethodSpec(web=WebSpec(kind="asgi_app")),)
+        reply = ask(connection, p.AppCreated(1, app(methods=web)))
+        assert list(reply.value["labels"]) == ["square"]
+        assert early.recv(100).startswith(b"HTTP/1.1 404 ")
+        assert b"httptools" in loaded.read_bytes()
+    server.let_go()
+    assert server.wait() == 0
+
+
 def test_a_server_that_was_killed_is_followed_by_another(tmp_path: Path) -> None:
     machine, private = Process(tmp_path), Process(tmp_path, "--private")
     for killed in (machine, private):
@@ -144,9 +164,9 @@ def test_a_server_that_was_killed_is_followed_by_another(tmp_path: Path) -> None
         (["--gpus", "H100=-1"], {}, "KEDGE_GPUS: 'H100=-1' is not NAME=COUNT"),
         (["--gpus", "H100=99999"], {}, "KEDGE_GPUS: 'H100=99999' is not NAME=COUNT"),
         ([], {"KEDGE_CPUS": "many"}, "KEDGE_CPUS (or --cpus) is 'many'; it must be a number above 0"),
-        (["--cpus", "nan"], {}, "KEDGE_CPUS (or --cpus) is 'nan'"),
-        (["--memory", "-5"], {}, "KEDGE_MEMORY (or --memory), in MiB, is '-5'; it must be a number above 0"),
-        ([], {"KEDGE_LOGLEVEL": "loud"}, "KEDGE_LOGLEVEL is 'loud'; it must be one of debug, info, warning, error"),
+        (["--cpus", "nan"], {}, "--cpus is 'nan'"),
+        (["--memory", "-5"], {}, "--memory, in MiB, is '-5'; it must be a number above 0"),
+        ([], {"KEDGE_LOGLEVEL": "loud"}, "KEDGE_LOGLEVEL (or --log-level) is 'loud'; it must be one of debug, info"),
         (["--listen", "0.0.0.0:80"], {}, "--listen is '0.0.0.0:80'; write tcp://HOST:PORT"),
         (["--listen", "tcp://localhost"], {}, "'tcp://localhost' is no address to listen or connect to"),
     ],

@@ -87,7 +87,8 @@ async def test_over_tcp_the_token_is_needed(tmp_path: Path, caplog: pytest.LogCa
         for hello in (p.Hello(p.CLIENT), p.Hello(p.CLIENT, token="wröng"), p.Hello(p.CLIENT, token=TOKEN[:-1])):
             peer = await shell.stranger(address)
             peer.say(hello)
-            assert await peer.refused() == "wrong token: set KEDGE_TOKEN to the token of the server"
+            reason = "wrong token: set KEDGE_TOKEN to a token of the server (`kedge token create`)"
+            assert await peer.refused() == reason
         peer = await shell.stranger(address)
         peer.say(p.Hello(p.CLIENT, token=TOKEN))
         assert (await peer.hear(p.Welcome)).session == "se-1"

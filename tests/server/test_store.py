@@ -18,6 +18,8 @@ from kedge.model import protocol as p
 from kedge.model.payload import Payload, Result
 from kedge.model.spec import Variant
 from kedge.server import writer as writer_module
+from kedge.server.archive import no_such_call
+from kedge.server.register import Names
 from kedge.server.store import LIFETIME_S, Store
 from kedge.server.writer import StoreError, Writer
 from tests.server.shell import app, spawned
@@ -233,6 +235,27 @@ async def test_calls_expire_seven_days_after_their_last_result_and_never_while_i
 
 
 @on_loop
+async def test_results_are_kept_for_as_long_as_the_server_was_told(tmp_path: Path) -> None:
+    clock = Clock()
+    store = Store(tmp_path, clock=clock, lifetime_s=60.0)
+    store.open()
+    try:
+        await accepted(store, spawned("a"))
+        store.record(done("fc-1", 0))
+        await flushed(store)
+        clock.now += 59
+        store.sweep()
+        assert await store.size("fc-1") == 1
+        clock.now += 2
+        store.sweep()
+        assert await store.size("fc-1") is None
+    finally:
+        store.close()
+    assert no_such_call("fc-1", 60.0).endswith("its results have expired 60 s after the last of them")
+    assert no_such_call("fc-1", LIFETIME_S).endswith("its results have expired 7 days after the last of them")
+
+
+@on_loop
 async def test_what_expired_while_no_server_ran_is_gone_at_the_next_start(tmp_path: Path) -> None:
     clock = Clock()
     with opened(tmp_path, clock) as store:
@@ -251,13 +274,13 @@ async def test_what_expired_while_no_server_ran_is_gone_at_the_next_start(tmp_pa
 async def test_everything_that_is_not_over_is_loaded_again(tmp_path: Path) -> None:
     variant = Variant(function="fu-1-square", variant="9f", parameters=Payload(data=b"p"), spec=app().functions[0])
     with opened(tmp_path) as store:
-        store.save_app(app("ap-1"))
-        store.save_app(app("ap-2"))
-        store.save_variant("fu-1-square@9f", "ap-1", variant)
-        store.save_variant("fu-2-square@9f", "ap-2", variant)
-        store.forget_app("ap-2")
-        store.learn_imports("key", ["numpy", "torch"], 3)
-        store.learn_imports("key", ["torch", "scipy", "pandas"], 3)
+        store.register.save_app(app("ap-1"))
+        store.register.save_app(app("ap-2"))
+        store.register.save_variant("fu-1-square@9f", "ap-1", variant)
+        store.register.save_variant("fu-2-square@9f", "ap-2", variant)
+        store.register.forget_app("ap-2")
+        store.register.learn_imports("key", ["numpy", "torch"], 3)
+        store.register.learn_imports("key", ["torch", "scipy", "pandas"], 3)
         await accepted(store, spawned(*"abcdef", method="m", parent="in-1-0"))
         store.record(done("fc-1", 2, 5))
         await accepted(store, spawned("a", call="fc-over"))
@@ -267,10 +290,9 @@ async def test_everything_that_is_not_over_is_loaded_again(tmp_path: Path) -> No
         await accepted(store, spawned("a", call="fc-incomplete", total=2))
         store.record(done("fc-incomplete", 0))
     with opened(tmp_path) as store:
-        apps, variants, calls = await store.load()
-        assert apps == [app("ap-1")]
-        assert variants == [variant]
-        assert store.imports("key") == ["numpy", "torch", "scipy"]
+        names, calls = await store.load()
+        assert names == Names([app("ap-1")], [], [variant])
+        assert store.register.imports("key") == ["numpy", "torch", "scipy"]
         by_id = {restored.call: (restored, submissions) for restored, submissions in calls}
         assert sorted(by_id) == ["fc-1", "fc-incomplete", "fc-unclosed"]
         restored, submissions = by_id["fc-1"]
@@ -319,7 +341,7 @@ async def test_the_state_of_an_older_kedge_is_taken_over(tmp_path: Path) -> None
     with opened(tmp_path) as store:
         await accepted(store, spawned("b", timeout=3.0))
         assert [s.timeout for _, submissions in (await store.load()).calls for s in submissions] == [3.0, 0.0]
-    assert rows(tmp_path, "PRAGMA user_version") == [(2,)]
+    assert rows(tmp_path, "PRAGMA user_version") == [(3,)]
 
 
 @on_loop
@@ -327,7 +349,7 @@ async def test_the_state_of_a_newer_kedge_is_refused(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as database:
         database.execute("PRAGMA user_version = 7")
     with pytest.raises(
-        StoreError, match=r"was written by a newer kedge \(format 7, this one knows 2\): use that version"
+        StoreError, match=r"was written by a newer kedge \(format 7, this one knows 3\): use that version"
     ):
         Store(tmp_path).open()
 

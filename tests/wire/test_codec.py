@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from itertools import pairwise
 from typing import Any
 
@@ -187,6 +190,32 @@ def test_messages_before_a_bad_frame_are_given_and_nothing_after_it() -> None:
         with pytest.raises(FrameError, match="not a kedge frame"):
             decoder.feed(encode([BYE]))
     assert decoder.pending == 0
+
+
+def test_threads_find_every_message_prepared() -> None:
+    """msgspec crashes where two threads are the first to decode a struct."""
+    program = """
+        import sys
+        import msgspec
+        import kedge.wire.codec
+        from kedge.model import payload, protocol, spec
+
+        prepared_late = []
+        def watch(frame, event, argument):
+            if event == "call" and frame.f_code.co_name == "get_class_annotations":
+                prepared_late.append(frame.f_locals["obj"].__name__)
+        sys.setprofile(watch)
+        for kind in (protocol.FromClient, protocol.ToClient, protocol.ToContainer, spec.AppSpec, spec.Variant,
+                     spec.FunctionSpec, payload.Result, payload.Payload):
+            msgspec.msgpack.Decoder(kind)
+        class Other(msgspec.Struct):
+            field: int
+        msgspec.msgpack.Decoder(Other)
+        print(prepared_late)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['Other']"
 
 
 # ---------------------------------------------------------------- whatever comes

@@ -60,6 +60,8 @@ class Deployments:
         spec = message.app
         id = spec.deployment or deployment_id(spec.environment_name, spec.name, spec.ephemeral)
         deployment = self.by_id.get(id)
+        if deployment is not None and self._is_known(deployment, message, sender):
+            return
         error = self._refusal(message, deployment, sender)
         if error is None:
             spec = replace(spec, deployment=id)
@@ -68,11 +70,29 @@ class Deployments:
             self._plane.outbox.send(sender, p.Reply(message.request, None, error))
             return
         if deployment is None:
-            session = sender if spec.ephemeral else ""
-            deployment = self.by_id[id] = Deployment(id, spec.environment_name, spec.name, session)
+            deployment = self.by_id[id] = Deployment(id, spec.environment_name, spec.name, "")
+        if spec.ephemeral:
+            deployment.session = sender  # also where the app has come back after a restart, and belonged to nobody
         number = self._next_number(deployment)
         app = self._plane.registry.add(replace(spec, version=number), sender if spec.ephemeral else "")
         self._try(deployment, app, message.strategy, sender, message.request, 0)
+
+    def _is_known(self, deployment: Deployment, message: p.AppDeployed, sender: str) -> bool:
+        """The same deploy a second time, since its connection was lost: it is answered, and not made again."""
+        app, candidate = self._plane.apps.get(message.app.app), deployment.candidate
+        if app is None or app.spec.ephemeral:
+            return False
+        if candidate is not None and candidate.app is app:
+            candidate.session, candidate.request = sender, message.request
+            return True
+        if deployment.current is not app:
+            return False
+        value = self._facts(deployment, deployment.number, 0, [])
+        if candidate is not None:
+            self._plane.outbox.send(sender, p.Reply(message.request, value))
+        else:
+            self._record(deployment, sender, message.request, value)
+        return True
 
     def _refusal(self, message: p.AppDeployed, deployment: Deployment | None, sender: str) -> ErrorInfo | None:
         spec = message.app
@@ -185,6 +205,10 @@ class Deployments:
 
     def _accept(self, deployment: Deployment, candidate: Candidate) -> None:
         app = candidate.app
+        collision = self._plane.routes.collision(app.spec)  # there was time for others to take its labels
+        if collision is not None:
+            self._abandon(deployment, collision)
+            return
         self._end_trial(deployment)
         before = candidate.before or deployment.current
         deployment.versions[deployment.last] = app
@@ -193,17 +217,22 @@ class Deployments:
         if before is not None and before is not app:
             self._retire(before)
         self._forget_old(deployment)
-        value = {
-            "app": deployment.id,
-            "version": deployment.last,
-            "origin_version": candidate.origin,
-            "labels": self._plane.routes.of_app(deployment.id),
-            "unproved": candidate.unproved,
-        }
+        value = self._facts(deployment, deployment.last, candidate.origin, candidate.unproved)
         if app.spec.ephemeral:
             self._plane.outbox.send(candidate.session, p.Reply(candidate.request, value))
         else:
             self._record(deployment, candidate.session, candidate.request, value)
+
+    def _facts(self, deployment: Deployment, version: int, origin: int, unproved: list[str]) -> dict[str, Any]:
+        """What whoever deployed it hears."""
+        labels = self._plane.routes.of_app(deployment.id)
+        return {
+            "app": deployment.id,
+            "version": version,
+            "origin_version": origin,
+            "labels": labels,
+            "unproved": unproved,
+        }
 
     def _abandon(self, deployment: Deployment, error: ErrorInfo) -> None:
         """The version that was there before goes on, or serves again."""
@@ -263,10 +292,11 @@ class Deployments:
         for number in sorted(deployment.versions)[:-KEPT_VERSIONS]:
             app = deployment.versions[number]
             there = list(deployment.versions.values()).count(app)
-            busy = any(pool.fleet.containers or pool.queue.ready for pool in app.pools.values())
+            busy = any(pool.fleet.containers or len(pool.queue) for pool in app.pools.values())
             if there > 1:
                 del deployment.versions[number]
             elif not busy and app is not deployment.current:
+                self._plane.registry.hand_on(app)
                 self._plane.registry.stop(app, "newer versions have taken its place")
 
     def _say(self, candidate: Candidate, text: str) -> None:
@@ -324,13 +354,15 @@ class Deployments:
             del self.tried[candidate.app.spec.app]
             error = ErrorInfo("ConflictError", f"{deployment.name} has been stopped meanwhile: {reason}")
             self._plane.outbox.send(candidate.session, p.Reply(candidate.request, None, error))
-        deployed = not deployment.session and deployment.current is not None
+        current = deployment.current
+        # What is served is never on disk, and neither is a first version that is still being tried.
+        on_disk = current is not None and bool(deployment.versions) and not current.spec.ephemeral
         deployment.current = None
         self._plane.registry.forget_current()
         self._plane.routes.release(deployment.id)
         for app in apps:
             self._plane.registry.stop(app, reason)
-        if deployed:
+        if on_disk:
             self._record(deployment)
 
     def forget(self, app: App) -> None:
@@ -344,7 +376,7 @@ class Deployments:
             for session, request in deployment.stop_requests:
                 self._plane.outbox.send(session, p.Reply(request, {"app": deployment.id}))
             deployment.stop_requests = []
-            if deployment.session:
+            if app.spec.ephemeral:
                 del self.by_id[deployment.id]
 
     # ------------------------------------------------------------ after a restart
@@ -372,6 +404,9 @@ class Deployments:
             message.deployment, Deployment(message.deployment, message.environment, message.name, "")
         )
         deployment.last = max(deployment.last, message.version)
+        for number, id in message.versions.items():
+            if id in self._plane.apps:
+                deployment.versions[number] = self._plane.apps[id]
         app = self._plane.apps.get(message.app)
         if app is not None:
             deployment.versions[message.version] = app

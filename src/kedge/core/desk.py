@@ -68,7 +68,12 @@ class Desk:
                 return
             value: Any = pool.statistics()
         elif message.app:
-            value = [pool.statistics() for pool in self._plane.pools.values() if pool.app == message.app]
+            current = self._plane.deployments.current(message.app)
+            value = [
+                pool.statistics()
+                for pool in self._plane.pools.values()
+                if pool.app == message.app or (current is not None and pool.app == current.spec.app)
+            ]
         else:
             value = self._plane.statistics()
         self._plane.outbox.send(sender, p.Reply(message.request, value))

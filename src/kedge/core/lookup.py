@@ -80,7 +80,7 @@ class Lookup:
 
 def no_such_app(deployments: Iterable[Deployment], name: str, environment: str) -> str:
     """What to say where nothing is deployed under a name."""
-    current = [deployment for deployment in deployments if deployment.current is not None and not deployment.session]
+    current = [one for one in deployments if one.current is not None and not one.current.spec.ephemeral]
     there = sorted(deployment.name for deployment in current if deployment.environment == environment)
     elsewhere = sorted({deployment.environment for deployment in current if deployment.name == name})
     known = f"deployed there: {', '.join(there[:20])}" if there else "nothing is deployed there"

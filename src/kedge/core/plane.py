@@ -150,6 +150,8 @@ class Plane:
     def _inputs_submitted(self, message: p.InputsSubmitted, now: float, sender: str) -> None:
         pool = self.registry.find(message.pool)
         if isinstance(pool, ErrorInfo):
+            pool = self._begun_in(message) or pool
+        if isinstance(pool, ErrorInfo):
             self.calls.refuse(sender, message.call, pool)
             if message.durable:
                 # They are on disk already: whoever asks for them later hears the same.
@@ -160,6 +162,8 @@ class Plane:
         call = self.calls.open(
             message.call, pool, sender, message.method, message.durable, message.stream, message.parent
         )
+        if call.pool is not pool:
+            pool = self._begun_in(message) or pool
         if call.pool is not pool or call.durable is not message.durable:
             self.drop("inputs that do not fit their call")
             return
@@ -175,6 +179,14 @@ class Plane:
             self._touched[pool] = None
         if message.durable and sender:
             self.outbox.send(sender, p.InputsAccepted(message.call, message.first, len(message.payloads)))
+
+    def _begun_in(self, message: p.InputsSubmitted) -> Pool | None:
+        """Where its call has begun: a call stays in one version of a deployed app, whichever is current meanwhile."""
+        call = self.calls.by_id.get(message.call)
+        app = self.apps.get(call.pool.app) if call is not None else None
+        if call is None or app is None or app.stopped:
+            return None
+        return call.pool if self.registry.own_id(message.pool, app) == call.pool.id else None
 
     def _call_closed(self, message: p.CallClosed, now: float, sender: str) -> None:
         call = self.calls.by_id.get(message.call)

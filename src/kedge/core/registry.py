@@ -181,6 +181,12 @@ class Registry:
                 return self.pool(app, own, normalised(spec), known.parameters)
         return None
 
+    def hand_on(self, app: App) -> None:
+        """Parameters and options that only this version knows are known to the current one as well: whoever announced
+        them does so once."""
+        for own in [own for own in app.pools if "@" in own]:
+            self.find(own.replace(app.spec.app[3:], app.spec.deployment[3:], 1))
+
     def check(self) -> None:
         for id, app in self.apps.items():
             assert app.spec.app == id

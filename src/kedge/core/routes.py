@@ -52,7 +52,7 @@ class Routes:
 
     def collision(self, spec: AppSpec) -> ErrorInfo | None:
         """Why this app cannot have its labels; None where it can."""
-        owner, mine = spec.deployment or spec.app, dict[str, Route]()
+        owner, mine, hosts = spec.deployment or spec.app, dict[str, Route](), dict[str, Route]()
         for route in routes_of(spec):
             there = mine.setdefault(route.label, route)
             if there is not route:
@@ -65,28 +65,37 @@ class Routes:
             if taken is not None and taken.app != owner:
                 return _taken(f"the label {route.label!r}", taken, route, "another label=")
             for host in route.web.custom_domains:
+                same = hosts.setdefault(host.lower(), route)
+                if same is not route:
+                    text = (
+                        f"{same.name} and {route.name} of the app {spec.name} would both be reached as {host!r}; a "
+                        "domain leads to one function: give one of them another one in custom_domains="
+                    )
+                    return ErrorInfo("InvalidError", text)
                 other = self.by_host.get(host.lower())
                 if other is not None and other.app != owner:
                     return _taken(f"the domain {host!r}", other, route, "another one in custom_domains=")
         return None
 
     def claim(self, spec: AppSpec) -> None:
-        """From now on the labels of this app lead to it, and none of its earlier ones."""
+        """From now on the labels of this app lead to it, and none of its earlier ones. What others have taken since
+        somebody looked for a `collision` stays theirs."""
         owner = spec.deployment or spec.app
         self.release(owner)
-        routes = routes_of(spec)
+        routes = [route for route in routes_of(spec) if route.label not in self.by_label]
         if routes:
             self._of_app[owner] = routes
         for route in routes:
             self.by_label[route.label] = route
             for host in route.web.custom_domains:
-                self.by_host[host.lower()] = route
+                self.by_host.setdefault(host.lower(), route)
 
     def release(self, app: str) -> None:
         for route in self._of_app.pop(app, ()):
             self.by_label.pop(route.label, None)
             for host in route.web.custom_domains:
-                self.by_host.pop(host.lower(), None)
+                if self.by_host.get(host.lower()) is route:
+                    del self.by_host[host.lower()]
 
     def check(self) -> None:
         routes = [route for found in self._of_app.values() for route in found]

@@ -20,6 +20,8 @@ RECORDS_FD = 4
 """Where a freshly started container finds the pipe of its records."""
 COULD_NOT_START = 127
 
+FILE_LIMIT_VARIABLE = "KEDGE_OPEN_FILES"
+"""Where a server that has raised its own bound of open files tells the supervisor what it was."""
 file_limit: tuple[int, int] | None = None
 """Open files that a new process may have, where this one has raised its own bound."""
 

@@ -358,10 +358,12 @@ def _sealed(data: bytes) -> int:
 
 def main(descriptor: int, runtime: Sequence[str], runner: str) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:  # four descriptors a container; containers get the limit back that they would have had
+    before = int(os.environ.pop(spawn.FILE_LIMIT_VARIABLE, soft))
+    try:  # four descriptors a container; containers get the limit back that they would have had
+        if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            spawn.file_limit = (soft, hard)
-        except (ValueError, OSError):
-            pass
+        if before != hard:
+            spawn.file_limit = (before, hard)
+    except (ValueError, OSError):
+        pass
     Supervisor(socket.socket(fileno=descriptor), runtime, runner).run()

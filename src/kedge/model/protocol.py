@@ -661,6 +661,8 @@ class DeploymentChanged(Message, frozen=True):
     session: str = ""
     request: int = 0
     value: Any = None
+    versions: dict[int, str] = {}
+    """After a restart: the apps of all its versions by number. One that was brought back has several."""
 
 
 class CallRestored(Message, frozen=True):

@@ -247,6 +247,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     pool: str
     app: str
     app_name: str
+    environment_name: str = MAIN_ENVIRONMENT
+    """Where names are looked up that its code gives without an environment."""
     function: FunctionSpec
     parameters: Payload | None = None
     code: CodeSpec

@@ -2,7 +2,9 @@
 
 A request is one input: its payload (format `WEB`) is a `Request`. What follows of its body, and all that is answered,
 passes by the plane as events in `WebReceived` and `WebSent`. Both directions are bounded by bytes: a sender may have
-`WEB_WINDOW` bytes of bodies and messages under way that its reader has not credited.
+`WEB_WINDOW` bytes of bodies and messages under way that its reader has not credited. A reader credits what it has taken
+as soon as that is `WEB_CREDIT`, and never less; so what can go only whole, a message, may go when less than that is
+under way, however large it is, and small exchanges need no credits at all.
 """
 
 from __future__ import annotations
@@ -13,7 +15,11 @@ WEB = "w"
 """Format of a payload that is a Request."""
 
 WEB_WINDOW = 256 * 1024
-"""Bytes of one exchange that may be under way in one direction. A single larger message may go when nothing else is."""
+"""Bytes of one exchange that may be under way in one direction, but for a single message that is larger."""
+WEB_CREDIT = WEB_WINDOW // 4
+"""Bytes that are credited at once: few messages, and a sender that never runs dry."""
+WEB_MESSAGE = 64
+"""Bytes that a message of a WebSocket counts beside its own: even empty ones take memory where they wait."""
 
 HTTP = "http"
 WEBSOCKET = "websocket"

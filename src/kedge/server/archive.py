@@ -14,7 +14,7 @@ from typing import Any
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
 from kedge.server.link import Link
-from kedge.server.store import LIFETIME_S, Store
+from kedge.server.store import Store
 from kedge.server.writer import StoreError
 
 log = logging.getLogger("kedge.server")
@@ -67,7 +67,7 @@ class Archive:
         """A whole range of a call that the plane does not know."""
         size = await self._store.size(wanted.call)
         if size is None:
-            return ErrorInfo("OutputExpiredError", no_such_call(wanted.call))
+            return ErrorInfo("OutputExpiredError", no_such_call(wanted.call, self._store.lifetime_s))
         end = size if wanted.end is None else min(wanted.end, size)
         missing = dict.fromkeys(range(wanted.start, end))
         if missing and not await self._pages(wanted, wanted.start, end, missing):
@@ -103,8 +103,8 @@ class Archive:
         except StoreError as failure:
             reply = p.Reply(wanted.request, None, ErrorInfo("ServiceError", str(failure)))
         else:
-            error = ErrorInfo("NotFoundError", no_such_call(wanted.call)) if known is None else None
-            reply = p.Reply(wanted.request, known, error)
+            text = no_such_call(wanted.call, self._store.lifetime_s)
+            reply = p.Reply(wanted.request, known, ErrorInfo("NotFoundError", text) if known is None else None)
         self._send(wanted.session, reply)
 
     def _send(self, session: str, message: Any) -> None:
@@ -113,9 +113,10 @@ class Archive:
             link.send(message)
 
 
-def no_such_call(call: str) -> str:
-    days = LIFETIME_S / 86400
-    return f"there is no call {call}: it never was, or its results have expired {days:g} days after the last of them"
+def no_such_call(call: str, lifetime_s: float) -> str:
+    days = lifetime_s / 86400
+    kept = f"{days:.3g} days" if days >= 1 else f"{lifetime_s:g} s"
+    return f"there is no call {call}: it never was, or its results have expired {kept} after the last of them"
 
 
 def not_readable(call: str, index: int) -> ErrorInfo:

@@ -65,12 +65,23 @@ class StateDirectory:
             self._lock.close()
 
     def publish(self, facts: dict[str, Any]) -> None:
-        """Where clients find this server: `server.json`, readable by this user only."""
-        path = self.path / "server.json"
-        descriptor = os.open(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(facts, file)
-        path.with_suffix(".new").rename(path)
+        """Where clients find this server: `server.json`, readable by this user only.
+
+        Where the disk is full it takes the place of the one that a killed server has left: that needs no more room."""
+        path, data = self.path / "server.json", json.dumps(facts).encode()
+        draft = path.with_suffix(".new")
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+            draft.rename(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            try:
+                with path.open("r+b") as file:
+                    file.write(data)
+                    file.truncate()
+            except OSError:
+                raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from None
 
     def token(self) -> str:
         """What clients over TCP must show: made once for the life of the directory."""

@@ -15,6 +15,7 @@ killed. So there is one way to come back from both.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,9 +28,9 @@ from kedge.model.payload import ErrorInfo
 from kedge.server.archive import Archive
 from kedge.server.journal import Journal
 from kedge.server.launches import Launches
+from kedge.server.link import Link
 from kedge.server.logs import OutputLog
 from kedge.server.store import Store
-from kedge.wire.transport import AsyncConnection
 
 log = logging.getLogger("kedge.server")
 
@@ -45,8 +46,8 @@ class Driver:
 
     def __init__(self, plane: Plane, engine: Engine, store: Store, launches: Launches, output: OutputLog) -> None:
         self.plane = plane
-        self.links: dict[str, AsyncConnection] = {}
-        """Connections by address: sessions and containers."""
+        self.links: dict[str, Link] = {}
+        """Connections by address: sessions and containers, and the ingress, which is a session of its own."""
         self.idle = asyncio.Event()
         """Set while no container exists."""
         self.idle.set()
@@ -54,14 +55,21 @@ class Driver:
         self.failures = 0
         """Messages on which the plane failed."""
         self.archive = Archive(store, self.links)
+        self.web: Callable[[p.WebSent | p.WebCredited], None] = _nobody
+        """The ingress: gets what containers say about requests of its."""
+        self.routed: Callable[[], None] = _nothing
+        """Called when there may be new labels."""
+        self.awaited: dict[str, Callable[[], None]] = {}
+        """What the ingress wants to do once a call of its has a container."""
         self._engine = engine
         self._store = store
         self._launches = launches
         self._output = output
+        output.book.on_trouble = self._log_trouble
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
-        self._dirty: dict[AsyncConnection, None] = {}
+        self._dirty: dict[Link, None] = {}
         self._containers: dict[str, None] = {}
         """Those that the engine was asked for and has not reported lost."""
         self._unshown: dict[str, int] = {}
@@ -71,11 +79,14 @@ class Driver:
             p.OutputsWanted: self.archive.deliver,
             p.CallWanted: self.archive.describe,
             p.PayloadReleased: store.release,
+            p.DeploymentChanged: self.journal.deployment_changed,
         }
         self._afterwards: dict[type, Callable[[Any, str], None]] = {
             p.AppStopped: self.journal.apps_stopped,
             p.SessionClosed: self.journal.session_closed,
-            p.ContainerReady: lambda message, sender: launches.learn(sender, message.imports),
+            p.AppCreated: lambda message, sender: self.routed(),
+            p.AppDeployed: lambda message, sender: self.routed(),
+            p.ContainerReady: self._container_ready,
         }
 
     # ------------------------------------------------------------ messages come in
@@ -106,12 +117,18 @@ class Driver:
                 recorded[order.call].append((address, order))
             else:
                 self.send(address, order)
+                if self.awaited and kind is p.InputsDispatched:
+                    self._tell_ingress(order)
         afterwards = self._afterwards.get(type(message))
         if afterwards is not None:
             afterwards(message, sender)
         due = self.plane.next_deadline()
         if due is not None and (self._timer is None or due < self._timer_at):
             self._arm(due)
+
+    def _container_ready(self, message: p.ContainerReady, sender: str) -> None:
+        self._launches.learn(sender, message.imports)
+        self.routed()  # it may have been what a new version was waiting for
 
     def _record(self, message: p.OutputsRecorded, waiting: list[tuple[str, p.OutputsDelivered]]) -> None:
         """Results of a durable call go to the disk first, then to who waits: nobody sees one that a crash can undo."""
@@ -236,8 +253,47 @@ class Driver:
         if input is not None and input.container is not None:
             self.send(input.container.id, message)
 
+    def relay_web(self, message: p.WebSent | p.WebCredited, container: str) -> None:
+        """What the code of a web request answers, on its way to the ingress."""
+        call = self.plane.calls.by_id.get(message.call)
+        input = call.open.get(0) if call is not None else None
+        if input is None or input.container is None or input.container.id != container:
+            self.plane.drop("answers to a request that is over")
+            return
+        self.web(message)
+
+    def relay_request(self, message: p.WebReceived | p.WebCredited) -> bool:
+        """What the ingress has for the code of a web request. False where no container has that request."""
+        call = self.plane.calls.by_id.get(message.call)
+        input = call.open.get(0) if call is not None else None
+        if input is None or input.container is None:
+            return False
+        self.send(input.container.id, message)
+        return True
+
+    def _tell_ingress(self, order: p.InputsDispatched) -> None:
+        for dispatch in order.inputs:
+            tell = self.awaited.pop(dispatch.call, None)
+            if tell is not None:
+                tell()
+
     def subscribe(self, app: str, session: str) -> None:
         self._output.subscribe(app, session)
+        if self._output.book.trouble:
+            self.send(session, p.Notice(app, self._output.book.trouble, "warning"))
+        else:
+            self._output.book.check()
+
+    def _log_trouble(self, text: str) -> None:
+        """What is shown now cannot be looked up later: who watches should know. Called from the thread of the book."""
+
+        def tell() -> None:
+            for session in self._output.all_watchers():
+                self.send(session, p.Notice("", text, "warning"))
+            self.flush_all()
+
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(tell)
 
     def unsubscribe(self, session: str) -> None:
         self._output.unsubscribe(session)
@@ -258,6 +314,14 @@ class Driver:
                     text = f"{unshown:,} bytes of output were not sent, since they were not read fast enough"
                     self.send(session, p.Notice(message.app, f"{text}; see `kedge logs {message.app}`", "warning"))
                 self.send(session, message)
+
+
+def _nobody(message: Any) -> None:
+    """Where there is no ingress."""
+
+
+def _nothing() -> None:
+    """Where nobody asks."""
 
 
 def portions(message: Any) -> Sequence[Any]:

@@ -1,7 +1,10 @@
 """What goes to disk before the plane hears of it, and what follows from that.
 
-Inputs of durable calls and detached apps wait here until they are on disk; whatever the same session says meanwhile
-waits behind them, so that its order is kept. A session that says too much while it waits is not read any further.
+Inputs of durable calls, detached apps and new versions of deployed ones wait here until they are on disk; whatever the
+same session says meanwhile waits behind them, so that its order is kept. A session that says too much while it waits is
+not read any further.
+
+Which version is current the plane decides, and its deployer hears of that once it is on disk as well.
 
 Where a session ends in the middle of a durable call, the call is closed with the inputs that were submitted: nobody
 else will say how many it has.
@@ -9,16 +12,23 @@ else will say how many it has.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from kedge.core.plane import Plane
 from kedge.model import protocol as p
-from kedge.model.ids import pool_id
+from kedge.model.ids import app_of, pool_id
 from kedge.model.payload import ErrorInfo
+from kedge.server import timetable
+from kedge.server.link import Link
+from kedge.server.register import served_id
 from kedge.server.store import Store
-from kedge.wire.transport import AsyncConnection
+
+log = logging.getLogger("kedge.server")
 
 MAX_BEHIND = 256
 """Messages of one session that may wait for an earlier one to be on disk, before it is left unread."""
@@ -31,7 +41,7 @@ class Journal:
         store: Store,
         handle: Callable[[Any, str], None],
         send: Callable[[str, Any], None],
-        links: Mapping[str, AsyncConnection],
+        links: Mapping[str, Link],
     ) -> None:
         self._plane = plane
         self._store = store
@@ -44,10 +54,13 @@ class Journal:
         """Durable calls whose number of inputs is not known yet, by the session that submits them."""
         self._saved: dict[str, None] = {}
         """Apps that the store has."""
+        self.announce: Callable[[p.DeploymentChanged], None] = _nobody
+        """Hears which version of a deployment is current, or that it has stopped."""
         self._writers: dict[type, Callable[[Any, str], bool]] = {
             p.InputsSubmitted: self._inputs_submitted,
             p.CallClosed: self._call_closed,
             p.AppCreated: self._app_created,
+            p.AppDeployed: self._app_deployed,
             p.VariantBound: self._variant_bound,
         }
 
@@ -94,23 +107,47 @@ class Journal:
         spec = message.app
         if spec.app in self._plane.apps:
             return False
-        self._saved[spec.app] = None
+        message = replace(message, app=replace(spec, created_at=self._store.clock()))
         if spec.ephemeral:
             # Nobody counts on it after a crash, except durable inputs, and those are written after it.
-            self._store.save_app(spec)
+            self._saved[spec.app] = None
+            self._store.register.save_app(message.app)
+            self._handle(message, sender)
+        else:
+            self._save(message, sender)
+        return True
+
+    def _app_deployed(self, message: p.AppDeployed, sender: str) -> bool:
+        spec = message.app
+        error = timetable.mistake(spec)
+        if error:
+            self._send(sender, p.Reply(message.request, None, ErrorInfo("InvalidError", error)))
+            return True
+        if spec.app in self._plane.apps:
             return False
+        message = replace(message, app=replace(spec, deployment=served_id(spec), created_at=self._store.clock()))
+        if spec.ephemeral:
+            self._saved[spec.app] = None
+            self._store.register.save_app(message.app)
+            self._handle(message, sender)
+        else:
+            self._save(message, sender)
+        return True
+
+    def _save(self, message: p.AppCreated | p.AppDeployed, sender: str) -> None:
+        """The plane hears of this app once it is on disk."""
+        spec = message.app
 
         def saved(_: Any, error: str) -> None:
             if error:
-                del self._saved[spec.app]
                 self._send(sender, p.Reply(message.request, None, ErrorInfo("ServiceError", error)))
             else:
+                self._saved[spec.app] = None  # not before: an app that the plane does not know counts as over
                 self._handle(message, sender)
             self._go_on(sender)
 
         self._behind[sender] = deque()
-        self._store.save_app(spec, saved)
-        return True
+        self._store.register.save_app(spec, saved)
 
     def _go_on(self, sender: str) -> None:
         """What has waited behind is submitted, up to the next message that must wait itself."""
@@ -144,9 +181,9 @@ class Journal:
     def _variant_bound(self, message: p.VariantBound, sender: str) -> bool:
         variant = message.variant
         pool = pool_id(variant.function, variant.variant)
-        app = next((app for app in self._plane.apps.values() if variant.function in app.functions), None)
+        app = self._plane.registry.app_with(variant.function)
         if app is not None and pool not in self._plane.pools:
-            self._store.save_variant(pool, app.spec.app, variant)
+            self._store.register.save_variant(pool, app_of(variant.function), variant)
         return False
 
     # ------------------------------------------------------------ what follows
@@ -157,7 +194,35 @@ class Journal:
             app = self._plane.apps.get(id)
             if app is None or app.stopped:
                 del self._saved[id]
-                self._store.forget_app(id)
+                self._store.register.forget_app(id)
+
+    def deployment_changed(self, message: p.DeploymentChanged) -> None:
+        """Another version is current, or none: whoever waits for that hears of it when it is on disk."""
+        app = self._plane.apps.get(message.app)
+
+        def written(_: Any, error: str) -> None:
+            if not message.session:
+                return
+            info = None
+            if error:
+                text = (
+                    f"version {message.version} of {message.name} serves, but is not on disk yet, and a restart of the "
+                    f"server would bring the version before it back: {error}. It is written as soon as the disk takes "
+                    "it; deploy again to be sure"
+                )
+                info = ErrorInfo("ServiceError", text)
+            self._send(message.session, p.Reply(message.request, None if error else message.value, info))
+            link = self._links.get(message.session)
+            if link is not None:
+                link.flush()
+
+        if app is not None:
+            log.info("%s (%s): version %d serves", message.name, message.deployment, message.version)
+        else:
+            log.info("%s (%s) has been stopped", message.name, message.deployment)
+        self._store.register.change(message, app.spec if app is not None else None, written)
+        self.announce(message)
+        self.apps_stopped(message, "")
 
     def session_closed(self, message: p.SessionClosed, sender: str) -> None:
         self.apps_stopped(message, sender)
@@ -181,8 +246,9 @@ class Journal:
                 del self._unclosed[sender]
 
     def _function_name(self, pool: str) -> str:
-        known = self._plane.pools.get(pool)
-        if known is not None:
-            return known.spec.name
-        found = (app.functions[pool] for app in self._plane.apps.values() if pool in app.functions)
-        return next((function.name for function in found), pool)
+        app, function = self._plane.registry.app_with(pool), pool.partition("@")[0]
+        return pool if app is None else app.functions[self._plane.registry.own_id(function, app)].name
+
+
+def _nobody(message: Any) -> None:
+    """Where nothing follows from it."""

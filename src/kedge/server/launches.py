@@ -6,30 +6,56 @@ containers that have come up, so that the next fork server of the same app loads
 
 from __future__ import annotations
 
+import os
 import secrets
+import sys
 from hmac import compare_digest
 
 from msgspec.structs import replace
 
+from kedge.engines import boot
 from kedge.model.payload import Payload
 from kedge.model.protocol import StartContainer
 from kedge.model.spec import AppSpec, EnvironmentSpec, FunctionSpec, Launch
 from kedge.server.chunks import Place
 from kedge.server.store import Store
 
+HANDED_ON = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+)
+"""Variables of the server that code of another machine sees."""
 MAX_PRELOAD = 64
 """Modules a fork server is asked to hold: the dearest ones are a handful, and every further one costs memory."""
 
 
 class Launches:
-    def __init__(self, address: str, home: str, store: Store) -> None:
+    def __init__(self, address: str, home: str, store: Store, directory: str = "/") -> None:
         self._address = address
         self._home = home
         self._store = store
-        self._launches: dict[str, Launch] = {}
+        self._directory = directory
+        """Where apps of other machines run."""
+        self._launches: dict[str, tuple[Launch, str]] = {}
+        """What each container was started with, and the app that its output belongs to."""
 
     def make(self, order: StartContainer, spec: FunctionSpec, parameters: Payload | None, app: AppSpec) -> Launch:
-        learned = self._store.imports(_import_key(app.name, app.environment, spec))
+        environment = self.environment_of(app)
+        learned = self._store.register.imports(_import_key(app.name, environment, spec))
         launch = Launch(
             container=order.container,
             token=secrets.token_hex(16),
@@ -37,39 +63,59 @@ class Launches:
             pool=order.pool,
             app=app.app,
             app_name=app.name,
+            environment_name=app.environment_name,
             function=spec,
             parameters=parameters,
             code=app.code,
-            environment=app.environment,
+            environment=environment,
             preload=tuple(dict.fromkeys([*spec.preload, *learned]))[:MAX_PRELOAD],
             devices=tuple(order.devices),
             home=self._home,
         )
         # What only the container itself needs is not kept.
         kept = replace(launch, function=replace(spec, serialized=None), parameters=None)
-        self._launches[order.container] = kept
+        self._launches[order.container] = kept, app.deployment or app.app
         return launch
+
+    def environment_of(self, app: AppSpec) -> EnvironmentSpec:
+        """Where the code of an app runs: as its caller does. That of another machine in this server's own interpreter,
+        without what this server was told."""
+        declared = app.environment
+        if declared.python:
+            return declared
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        return replace(
+            declared,
+            python=sys.executable,
+            python_version=f"{sys.version_info[0]}.{sys.version_info[1]}",
+            sys_path=tuple(boot.library_entries(sys.path)),
+            variables=tuple(sorted((name, os.environ[name]) for name in HANDED_ON if name in os.environ)),
+            directory=self._directory,
+        )
 
     def proves(self, container: str, token: str) -> bool:
         """Whether `token` is what this container was started with. Takes the same time for every wrong one."""
-        launch = self._launches.get(container)
+        launch = self._launch(container)
         return compare_digest((launch.token if launch else "-" * 32).encode(), token.encode()) and launch is not None
 
     def place(self, container: str) -> Place | None:
-        """Whose container it is; None where there is none."""
-        launch = self._launches.get(container)
+        """Whose container it is; None where there is none. All versions of a deployed app count as one."""
+        launch, app = self._launches.get(container, (None, ""))
         if launch is None:
             return None
-        return Place(container, launch.app, launch.app_name, launch.function.name, launch.pool)
+        return Place(container, app, launch.app_name, launch.function.name, launch.pool)
 
     def learn(self, container: str, imports: list[str]) -> None:
-        launch = self._launches.get(container)
+        launch = self._launch(container)
         if launch is not None and imports:
             key = _import_key(launch.app_name, launch.environment, launch.function)
-            self._store.learn_imports(key, imports, MAX_PRELOAD)
+            self._store.register.learn_imports(key, imports, MAX_PRELOAD)
 
     def forget(self, container: str) -> None:
         self._launches.pop(container, None)
+
+    def _launch(self, container: str) -> Launch | None:
+        return self._launches.get(container, (None, ""))[0]
 
 
 def _import_key(app_name: str, environment: EnvironmentSpec, spec: FunctionSpec) -> str:

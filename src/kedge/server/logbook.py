@@ -18,7 +18,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -105,6 +105,11 @@ class LogBook:
         self._database: sqlite3.Connection | None = None
         self._file = 0
         self._failing = False
+        self._unchecked = False
+        self.trouble = ""
+        """Why nothing is kept at the moment; empty while it is."""
+        self.on_trouble: Callable[[str], None] = lambda text: None
+        """Called from the thread of the book when that begins."""
 
     def put(self, chunks: list[Chunk]) -> None:
         """Keeps these, unless too much waits already."""
@@ -118,6 +123,16 @@ class LogBook:
             self._lose(chunks, TOO_FAST)
             return
         self._queue.put(chunks)
+        self._start()
+
+    def check(self) -> None:
+        """Finds out whether the file that is there can be used, before anything has to be kept."""
+        if self.path.exists():
+            self._unchecked = True
+            self._queue.put([])
+            self._start()
+
+    def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="kedge-logs", daemon=True)
             self._thread.start()
@@ -170,6 +185,9 @@ class LogBook:
         now = time.time()
         said = [notice(place, f"{size:,} bytes were not kept: {why}", now) for (place, why), size in lost.items()]
         try:
+            if self._unchecked:
+                self._unchecked = False
+                self._opened()
             self._write(said + chunks)
         except Exception as error:
             self._refused(error)
@@ -181,9 +199,10 @@ class LogBook:
         if not self._failing:
             broken = type(error) is sqlite3.DatabaseError
             advice = "; remove the file, and a new one is made" if broken else ""
-            log.error(
-                "what containers print is not kept: %s: %s%s", self.path, str(error) or type(error).__name__, advice
-            )
+            why = str(error) or type(error).__name__
+            self.trouble = f"what containers print is not kept: {self.path}: {why}{advice}"
+            log.error("%s", self.trouble)
+            self.on_trouble(self.trouble)
         self._failing = True
         self._let_go()
 
@@ -206,7 +225,7 @@ class LogBook:
                 database.execute("ROLLBACK")
             raise
         if self._failing:
-            self._failing = False
+            self._failing, self.trouble = False, ""
             log.warning("what containers print is kept again: %s", self.path)
 
     def _opened(self) -> sqlite3.Connection:

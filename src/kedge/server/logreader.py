@@ -191,10 +191,13 @@ class LogReader:
         query = f"SELECT DISTINCT function FROM sources WHERE {where[0] if where else 'true'} ORDER BY 1"
         return [name for (name,) in self._all(query, values)]
 
-    def containers(self, ending: str) -> list[str]:
-        """Containers whose ids end like this, some of them; the latest come first."""
-        query = "SELECT container FROM sources WHERE container LIKE ? ESCAPE '!' ORDER BY source DESC LIMIT ?"
-        return [name for (name,) in self._all(query, [_ends(ending), NAMES_SHOWN])]
+    def containers(self, part: str) -> list[str]:
+        """Containers whose ids end or begin like this, some of them; the latest come first."""
+        query = (
+            "SELECT container FROM sources WHERE container LIKE ? ESCAPE '!' OR substr(container, 1, ?) = ? "
+            "ORDER BY source DESC LIMIT ?"
+        )
+        return [name for (name,) in self._all(query, [_ends(part), len(part), part, NAMES_SHOWN])]
 
     def calls(self, ending: str) -> list[str]:
         """Calls whose ids end like this, some of them; who wrote last comes first. Looks at every call."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kedge.model.protocol import RECORDS, OutputCaptured
-from kedge.server.chunks import OWN_WRITER, Chunk, Place
+from kedge.server.chunks import OWN_WRITER, Chunk, Place, notice
 from kedge.server.logbook import TOO_FAST, LogBook
 from kedge.wire.records import DROPPED, NOBODY, STDERR, STDOUT, Origin, Reader, Record
 
@@ -113,6 +113,11 @@ class OutputLog:
             return []
         return [OutputCaptured(container, STDOUT, b"", self._clock(), outlet.place.app, outlet.place.pool)]
 
+    def say(self, app: str, app_name: str, function: str, text: str) -> None:
+        """A line of kedge's own in the log of an app, from no container."""
+        place = Place(f"{app}/{function}", app, app_name, function)
+        self.book.put([notice(place, text, self._clock())])
+
     def close_all(self) -> None:
         """Everything is written when this returns, unless the disk refuses it."""
         self.flush()
@@ -128,6 +133,9 @@ class OutputLog:
             outlet.pass_on(self.book)
 
     # ------------------------------------------------------------ who watches
+
+    def all_watchers(self) -> list[str]:
+        return list(dict.fromkeys(session for sessions in self._watchers.values() for session in sessions))
 
     def watchers(self, app: str) -> list[str]:
         return list(self._watchers.get(app, ()))

@@ -1,8 +1,7 @@
 """The server process: `python -m kedge.server.main`.
 
-Wires plane, store, engine and connections together, says where it listens, and ends cleanly: on SIGTERM or SIGINT,
-and a private server also when the process that owns it is gone. What must survive is on disk all the time, so ending
-cleanly only adds that containers run their exit hooks.
+Reads what it is told, takes the state directory, opens the house, says where it listens, and ends cleanly: on SIGTERM
+or SIGINT, and a private server also when the process that owns it is gone.
 """
 
 from __future__ import annotations
@@ -11,43 +10,34 @@ import argparse
 import asyncio
 import json
 import logging
-import math
 import os
-import secrets
+import resource
 import signal
+import socket
 import sys
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from kedge.core.plane import Plane
-from kedge.engines.process import ProcessEngine
-from kedge.model import protocol as p
+from kedge._version import __version__
+from kedge.engines.spawn import FILE_LIMIT_VARIABLE
 from kedge.server.directory import StateDirectory
-from kedge.server.driver import Driver
-from kedge.server.launches import Launches
-from kedge.server.logs import OutputLog
-from kedge.server.recovery import Recovery
-from kedge.server.rpc import Rpc
-from kedge.server.store import Store
+from kedge.server.house import House
+from kedge.server.logfile import FORMAT, LogFile
+from kedge.server.settings import FLAGS, KEYS, Settings, load
 from kedge.server.writer import StoreError
-from kedge.wire.transport import is_tcp, split_tcp
 
 log = logging.getLogger("kedge.server")
-
-STOP_GRACE_S = 10.0
-"""Seconds that containers have for their exit hooks when the server ends."""
-LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     try:
-        machine = Machine(options)
-        logging.basicConfig(level=machine.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        return _run(_serve(options, machine))
+        settings = load(vars(options), os.environ)
+        _log_to(options, settings)
+        _raise_file_limit()
+        return _run(_serve(options, settings))
     except (OSError, ValueError, StoreError) as error:
         _say(options.ready_fd, {"error": str(error)})
         print(f"kedge-server: {error}", file=sys.stderr)
@@ -58,32 +48,37 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="kedge-server", description="The control plane of kedge on this machine.")
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("KEDGE_HOME") or Path.home() / ".kedge"))
     parser.add_argument("--private", action="store_true", help="serve one program, and end with it")
-    parser.add_argument("--listen", default="", metavar="tcp://HOST:PORT", help="also listen on TCP, with a token")
     parser.add_argument("--ready-fd", type=int, help="write one JSON line there as soon as connections are accepted")
     parser.add_argument("--owner-fd", type=int, help="end when this file descriptor is closed by its other side")
-    parser.add_argument("--cpus", default=os.environ.get("KEDGE_CPUS", ""), help="cores that containers may ask for")
-    parser.add_argument("--memory", default=os.environ.get("KEDGE_MEMORY", ""), help="MiB that they may ask for")
-    parser.add_argument("--gpus", default=os.environ.get("KEDGE_GPUS", ""), help='declared devices: "H100=8,L4=1"')
-    parser.add_argument("--log-level", default=os.environ.get("KEDGE_LOGLEVEL") or "warning", help=", ".join(LEVELS))
+    parser.add_argument("--log-file", type=Path, help="write the log there, and what goes to stdout and stderr")
+    parser.add_argument("--foreground", action="store_true", help="write the log to stderr as well")
+    for key in KEYS:
+        option = f"--{key.name.replace('_', '-')}"
+        if key.name in FLAGS:
+            parser.add_argument(option, action="store_true", help=key.help)
+        else:
+            parser.add_argument(option, metavar=key.metavar, help=key.help.replace("%", "%%"))
     return parser.parse_args(arguments)
 
 
-class Machine:
-    """What the options and variables say about this machine; ValueError names the one that makes no sense."""
+def _log_to(options: argparse.Namespace, settings: Settings) -> None:
+    handlers: list[logging.Handler] = []
+    if options.log_file is not None:
+        handlers.append(LogFile(options.log_file.expanduser().absolute(), streams=not options.foreground))
+    if options.foreground or options.log_file is None:
+        handlers.append(logging.StreamHandler())
+    logging.basicConfig(level=settings.log_level, format=FORMAT, handlers=handlers)
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        options.home = options.home.expanduser().absolute()
-        self.cpus = _amount("KEDGE_CPUS (or --cpus)", options.cpus, float(psutil.cpu_count() or 1))
-        memory = psutil.virtual_memory().total / 2**20
-        self.memory = math.ceil(_amount("KEDGE_MEMORY (or --memory), in MiB,", options.memory, memory))
-        self.gpus = parse_gpus(options.gpus)
-        self.log_level = options.log_level.upper()
-        if options.log_level.lower() not in LEVELS:
-            raise ValueError(f"KEDGE_LOGLEVEL is {options.log_level!r}; it must be one of {', '.join(LEVELS)}")
-        if options.listen:
-            if not is_tcp(options.listen):
-                raise ValueError(f"--listen is {options.listen!r}; write tcp://HOST:PORT")
-            split_tcp(options.listen)
+
+def _raise_file_limit() -> None:
+    """Every connection takes a descriptor. Containers get the limit that they would have had."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError):
+            return
+        os.environ[FILE_LIMIT_VARIABLE] = str(soft)
 
 
 def _run(serve: Coroutine[Any, Any, int]) -> int:
@@ -95,47 +90,44 @@ def _run(serve: Coroutine[Any, Any, int]) -> int:
         return runner.run(serve)
 
 
-async def _serve(options: argparse.Namespace, machine: Machine) -> int:
-    home: Path = options.home
-    with StateDirectory(home, options.private) as directory:
+async def _serve(options: argparse.Namespace, settings: Settings) -> int:
+    with StateDirectory(settings.home, settings.private) as directory:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         if options.owner_fd is not None:
             loop.add_reader(options.owner_fd, _watch_owner, options.owner_fd, stop)
-
-        store = Store(directory.path, durable=not options.private)
-        store.open()
-        launches = Launches(directory.socket, str(directory.path), store)
-        output = OutputLog(home / "logs" / "logs.db", launches.place)
-        reporter: list[Driver] = []
-        engine = ProcessEngine(lambda fact: reporter[0].report(fact))
-        driver = Driver(Plane(_new_id), engine, store, launches, output)
-        reporter.append(driver)
-        token = directory.token()
-        rpc = Rpc(driver, launches, str(directory.path), token)
-        recovery = Recovery(driver, store)
+        house = House(settings, directory)
         try:
-            await engine.open()
-            driver.submit(p.NodeJoined("local", machine.cpus, machine.memory, machine.gpus))
-            await recovery.run()
-            await rpc.listen(directory.socket)
-            tcp = await rpc.listen(options.listen) if options.listen else ""
-            facts = {"address": directory.socket, "tcp": tcp, "token": token}
-            directory.publish({**facts, "process": os.getpid()})
+            facts = await house.open()
+            directory.publish({**facts, **_process_facts(options)})
             _say(options.ready_fd, facts)
+            _notify("READY=1")
             await stop.wait()
-            recovery.close()
-            driver.ending = True
-            rpc.close()
-            await driver.end("its server has ended", STOP_GRACE_S)
+            _notify("STOPPING=1")
+            await house.close()
         finally:
-            rpc.close_all()
-            await engine.close()
-            output.close_all()
-            store.close()
+            await house.clear()
     return 0
+
+
+def _process_facts(options: argparse.Namespace) -> dict[str, Any]:
+    """What `kedge server` wants to know beside addresses: how it could be started again, for one."""
+    given: list[str] = []
+    for key in KEYS:
+        value, option = getattr(options, key.name), f"--{key.name.replace('_', '-')}"
+        if value:
+            given += [option] if value is True else [option, value]
+    log_file = str(options.log_file.expanduser().absolute()) if options.log_file is not None else ""
+    return {
+        "process": os.getpid(),
+        "started_at": time.time(),
+        "version": __version__,
+        "log_file": log_file,
+        "foreground": options.foreground,
+        "options": given,
+    }
 
 
 def _watch_owner(descriptor: int, stop: asyncio.Event) -> None:
@@ -159,39 +151,16 @@ def _say(descriptor: int | None, value: dict[str, Any]) -> None:
             log.warning("nobody hears that the server is ready: %s", error)
 
 
-def _new_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(8)}"
-
-
-def _amount(name: str, text: str, default: float) -> float:
-    if not text:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {text!r}; it must be a number above 0")
-    return value
-
-
-def parse_gpus(text: str) -> dict[str, int]:
-    """Devices by name out of `H100=8,A100-40GB=2`.
-
-    >>> parse_gpus("H100=8, l4=1")
-    {'H100': 8, 'L4': 1}
-    """
-    gpus: dict[str, int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, count = part.partition("=")
-        if not name.strip() or not count.strip().isdecimal() or int(count) > MAX_DEVICES:
-            raise ValueError(f'KEDGE_GPUS: {part!r} is not NAME=COUNT; write for example KEDGE_GPUS="H100=8,L4=1"')
-        gpus[name.strip().upper()] = gpus.get(name.strip().upper(), 0) + int(count)
-    return gpus
-
-
-MAX_DEVICES = 1024
-"""GPUs of one kind in one machine."""
+def _notify(state: str) -> None:
+    """Tells systemd, where that has started this process."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.connect("\0" + address[1:] if address.startswith("@") else address)
+                sock.send(state.encode())
+        except OSError as error:
+            log.warning("systemd does not hear %s: %s", state, error)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """How a server comes back: what the store remembers, then a time in which owners may claim what is theirs.
 
-Apps come first, then their pools, then durable calls and the inputs that are still open; those run again. Programs that
-were connected come back within seconds and announce their apps again. An ephemeral app that nobody has claimed after
-`CLAIM_S` is stopped, and a call whose number of inputs nobody has told is closed with those that are there.
+Apps come first, then which of them are current versions of deployed ones, then pools, then durable calls and the inputs
+that are still open; those run again. Programs that were connected come back within seconds and announce their apps
+again. An ephemeral app that nobody has claimed after `CLAIM_S` is stopped, and a call whose number of inputs nobody has
+told is closed with those that are there.
 """
 
 from __future__ import annotations
@@ -31,17 +32,22 @@ class Recovery:
         """Gives the plane what has survived. Before the first connection."""
         driver = self._driver
         survivors = await self._store.load()
-        for spec in survivors.apps:
+        names = survivors.names
+        for spec in names.apps:
             driver.journal.restored(spec.app)
             driver.restore(p.AppCreated(0, spec))
-        for variant in survivors.variants:
+        for changed in names.deployments:
+            driver.restore(changed)
+        for variant in names.variants:
             driver.restore(p.VariantBound(variant))
         for call, submissions in survivors.calls:
             driver.restore(call)
             for submission in submissions:
                 driver.restore(submission)
-        ephemeral = [spec.app for spec in survivors.apps if spec.ephemeral]
+        ephemeral = [spec.app for spec in names.apps if spec.ephemeral]
         unclosed = [call.call for call, _ in survivors.calls if call.total < 0]
+        if deployed := sum(bool(changed.app) for changed in names.deployments):
+            log.info("%d deployed apps are back", deployed)
         if survivors.calls:
             waiting = sum(len(one.payloads) for _, submissions in survivors.calls for one in submissions)
             log.info("%d calls with %d unfinished inputs are back", len(survivors.calls), waiting)

@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from hmac import compare_digest
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from kedge.model import protocol as p
 from kedge.server.door import refusal
 from kedge.server.driver import Driver
 from kedge.server.launches import Launches
+from kedge.server.office import Office
+from kedge.server.tokens import id_of
 from kedge.wire.codec import MAX_FRAME
 from kedge.wire.transport import MAX_UNREAD, AsyncConnection, is_tcp, listen
+
+if TYPE_CHECKING:
+    import ssl
 
 log = logging.getLogger("kedge.server.rpc")
 
@@ -44,30 +49,38 @@ class Rpc:
         self,
         driver: Driver,
         launches: Launches,
+        office: Office,
         home: str,
-        token: str,
         hello_timeout: float = HELLO_TIMEOUT_S,
         max_unread: int = MAX_UNREAD,
     ) -> None:
         self._driver = driver
         self._launches = launches
+        self._office = office
         self._home = home
-        self._token = token
         self._hello_timeout = hello_timeout
         self._max_unread = max_unread
         self._sessions = 0
         self._servers: list[asyncio.Server] = []
         self._open: dict[AsyncConnection, None] = {}
         self._strangers: dict[AsyncConnection, asyncio.TimerHandle] = {}
+        self._shown: dict[AsyncConnection, str] = {}
+        """Ids of the tokens that clients over TCP have come in with."""
+        self.web: Callable[[str], tuple[str, str]] = lambda host: ("", "")
+        """Where the ingress answers: its address and domain for clients that know this machine by this name, which is
+        empty for those on it."""
+        office.tokens.deleted = self._token_deleted
 
-    async def listen(self, address: str) -> str:
-        """Listens there; gives the address that was really taken (a TCP port of 0 becomes a number)."""
+    async def listen(self, address: str, context: ssl.SSLContext | None = None) -> str:
+        """Listens there, over TCP under TLS where there is a `context`. Gives the address that was really taken: a TCP
+        port of 0 becomes a number."""
         tcp = is_tcp(address)
-        server = await listen(address, lambda: self.connection(tcp))
+        server = await listen(address, lambda: self.connection(tcp), context)
         self._servers.append(server)
         if tcp:
             host, port = server.sockets[0].getsockname()[:2]
-            return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+            scheme = "tcp" if context is None else "tcps"
+            return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
         return address
 
     def connection(self, tcp: bool = False) -> AsyncConnection:
@@ -101,14 +114,22 @@ class Rpc:
 
     def _too_silent(self, connection: AsyncConnection) -> None:
         if self._strangers.pop(connection, None) is not None:
+            if not connection.connected:
+                del self._open[connection]  # its handshake has failed, and nobody says so
             connection.abort(f"said nothing that counts for {self._hello_timeout:g} s, or came when too many did")
 
     def _hello_tcp(self, connection: AsyncConnection, messages: list[Any]) -> None:
         first = messages[0] if messages else None
-        if isinstance(first, p.Hello) and not compare_digest(first.token.encode(), self._token.encode()):
-            self._refuse(connection, "wrong token: set KEDGE_TOKEN to the token of the server")
-        else:
-            self._hello(connection, messages)
+        if isinstance(first, p.Hello) and not self._office.tokens.admits(first.token):
+            self._refuse(connection, "wrong token: set KEDGE_TOKEN to a token of the server (`kedge token create`)")
+            return
+        if isinstance(first, p.Hello):
+            self._shown[connection] = id_of(first.token)
+        self._hello(connection, messages)
+
+    def _token_deleted(self, id: str) -> None:
+        for connection in [one for one, shown in self._shown.items() if shown == id]:
+            self._refuse(connection, "the token that it came in with has been deleted")
 
     def _hello(self, connection: AsyncConnection, messages: list[Any]) -> None:
         first = messages[0]
@@ -143,7 +164,8 @@ class Rpc:
         connection.decoder.limit = MAX_FRAME
         connection.on_messages = next_state
         self._driver.links[address] = connection
-        connection.send(p.Welcome(address, server=self._home, home=self._home))
+        web, domain = self.web(connection.reached_at)
+        connection.send(p.Welcome(address, server=self._home, home=self._home, web=web, web_domain=domain))
         if rest:
             next_state(connection, rest)
 
@@ -167,6 +189,8 @@ class Rpc:
                 driver.relay_credit(message, session)
             elif kind is p.OutputSubscribed:
                 driver.subscribe(message.app, session)
+            elif kind in OFFICE_MESSAGES:
+                self._office.answer(message, session)
             else:
                 self._refuse(connection, f"a client does not send {kind.__name__}")
                 break
@@ -183,13 +207,16 @@ class Rpc:
                 driver.submit(message, container)
             elif kind is p.StreamValues:
                 driver.relay_values(message, container)
+            elif kind is p.WebSent or kind is p.WebCredited:
+                driver.relay_web(message, container)
             else:
                 self._refuse(connection, f"a container does not send {kind.__name__}")
                 break
         driver.flush_all()
 
     def _closed(self, connection: AsyncConnection, reason: str) -> None:
-        del self._open[connection]
+        self._open.pop(connection, None)
+        self._shown.pop(connection, None)
         timer = self._strangers.pop(connection, None)
         if timer is not None:
             timer.cancel()
@@ -202,6 +229,7 @@ class Rpc:
         del self._driver.links[address]
         if address.startswith("se-"):
             self._driver.unsubscribe(address)
+            self._office.session_closed(address)
             self._driver.submit(p.SessionClosed(reason), address)
         else:
             self._driver.submit(p.ContainerDisconnected(address, reason))
@@ -211,7 +239,11 @@ class Rpc:
 CLIENT_MESSAGES = frozenset(
     (
         p.AppCreated,
+        p.AppDeployed,
+        p.AppRolledBack,
         p.AppStopped,
+        p.FunctionRequested,
+        p.ContainerStopRequested,
         p.VariantBound,
         p.InputsSubmitted,
         p.CallClosed,
@@ -223,6 +255,17 @@ CLIENT_MESSAGES = frozenset(
         p.ConcurrencyUpdated,
         p.CallRequested,
         p.SessionClosed,
+    )
+)
+OFFICE_MESSAGES = frozenset(
+    (
+        p.AppsRequested,
+        p.ContainersRequested,
+        p.FunctionsRequested,
+        p.CallsRequested,
+        p.TokensChanged,
+        p.ServerRequested,
+        p.CodeUploaded,
     )
 )
 CONTAINER_MESSAGES = frozenset(

@@ -1,9 +1,9 @@
-"""What must survive the server: apps and their pools, durable calls with their inputs and results, learned imports.
+"""What must survive the server: durable calls with their inputs and results, and what has a name (`register`).
 
 It is also the archive: the plane forgets a durable call that has all its results, and the store answers for it until
-its results expire, seven days after the last of them. Payloads above 256 KiB are files of their own beside the
-database; the store removes them when nobody can ask for them any more, and those that nobody refers to after the same
-seven days.
+its results expire, seven days after the last of them unless the server's settings say otherwise. Payloads above 256 KiB
+are files of their own beside the database; the store removes them when nobody can ask for them any more, and those that
+nobody refers to after the same time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ import msgspec
 
 from kedge.model.payload import Payload, Result
 from kedge.model.protocol import CallRestored, InputsSubmitted, Output, OutputsRecorded, PayloadReleased
-from kedge.model.spec import AppSpec, Variant
+from kedge.server.register import Names, Register
 from kedge.server.writer import StoreError, Transaction, Writer
 
 log = logging.getLogger("kedge.server.store")
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS apps (app TEXT PRIMARY KEY, spec BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS variants (pool TEXT PRIMARY KEY, app TEXT NOT NULL, variant BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS calls (
     call TEXT PRIMARY KEY, pool TEXT NOT NULL, method TEXT NOT NULL, parent TEXT NOT NULL, total INTEGER NOT NULL,
     function TEXT NOT NULL, changed REAL NOT NULL,
@@ -42,14 +40,13 @@ CREATE TABLE IF NOT EXISTS results (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blobs (name TEXT PRIMARY KEY, call TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS blobs_of_calls ON blobs (call);
-CREATE TABLE IF NOT EXISTS imports (key TEXT PRIMARY KEY, modules TEXT NOT NULL) WITHOUT ROWID;
 """
-VERSION = 2
+VERSION = 3
 ADDED = ("timeout", "queue_timeout")
 """Columns of `calls` that format 1 did not have."""
 
 LIFETIME_S = 7 * 24 * 3600.0
-"""How long the results of a durable call are kept after the last of them."""
+"""How long the results of a durable call are kept after the last of them, unless told otherwise."""
 SWEEP_S = 3600.0
 PAGE_BYTES = 4 * 1024 * 1024
 PAGE_ROWS = 1000
@@ -68,26 +65,32 @@ class Page(NamedTuple):
 class Survivors(NamedTuple):
     """What a restarted server must know again."""
 
-    apps: list[AppSpec]
-    variants: list[Variant]
+    names: Names
     calls: list[tuple[CallRestored, list[InputsSubmitted]]]
 
 
 class Store:
     """One state directory. Everything is queued for one thread; callbacks run on the loop that opened it."""
 
-    def __init__(self, directory: Path, durable: bool = True, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        durable: bool = True,
+        clock: Callable[[], float] = time.time,
+        lifetime_s: float = LIFETIME_S,
+    ) -> None:
         self.directory = directory
         self.writer = Writer(directory / "state.db", durable)
+        self.register = Register(self.writer, clock)
+        self.lifetime_s = lifetime_s
+        self.clock = clock
         self._blobs = directory / "blobs"
-        self._clock = clock
-        self._imports: dict[str, list[str]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
         """Makes or opens the database, and removes what has expired; StoreError says why it cannot be used."""
         self.writer.open(self._prepare)
-        self._sweep_hourly()
+        self._keep_sweeping()
 
     def _prepare(self, database: sqlite3.Connection) -> None:
         found = database.execute("PRAGMA user_version").fetchone()[0]
@@ -101,9 +104,9 @@ class Store:
         for column in ADDED:
             if column not in there:
                 database.execute(f"ALTER TABLE calls ADD COLUMN {column} REAL NOT NULL DEFAULT 0")
-        database.execute(f"PRAGMA user_version = {VERSION}")
-        for key, modules in database.execute("SELECT key, modules FROM imports"):
-            self._imports[key] = modules.split("\n")
+        self.register.prepare(database)
+        if found != VERSION:  # a disk that is full must not keep the server from coming back
+            database.execute(f"PRAGMA user_version = {VERSION}")
 
     def close(self) -> None:
         """Writes what is queued, then ends."""
@@ -129,7 +132,7 @@ class Store:
             tx.execute(
                 "INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (call) DO UPDATE SET total = max(total, excluded.total), changed = excluded.changed",
-                (call, message.pool, message.method, message.parent, message.total, function, self._clock(), *limits),
+                (call, message.pool, message.method, message.parent, message.total, function, self.clock(), *limits),
             )
             query = "SELECT position FROM results WHERE call = ? AND position >= ? AND position < ?"
             done = {position for (position,) in tx.execute(query, (call, first, end))} if there else set()
@@ -161,7 +164,7 @@ class Store:
             )
             if blobs:
                 tx.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?)", blobs)
-            tx.execute("UPDATE calls SET changed = ? WHERE call = ?", (self._clock(), call))
+            tx.execute("UPDATE calls SET changed = ? WHERE call = ?", (self.clock(), call))
 
         self.writer.put(write, None if then is None else lambda _, error: None if error else then(), keep=True)
 
@@ -229,51 +232,20 @@ class Store:
 
         return await self.writer.ask(read)
 
-    # ------------------------------------------------------------ apps and imports
-
-    def save_app(self, spec: AppSpec, then: Callable[[Any, str], None] | None = None) -> None:
-        row = spec.app, _encode(spec)
-        self.writer.put(lambda tx: tx.execute("INSERT OR IGNORE INTO apps VALUES (?, ?)", row).rowcount, then)
-
-    def save_variant(self, pool: str, app: str, variant: Variant) -> None:
-        row = pool, app, _encode(variant)
-        self.writer.put(lambda tx: tx.execute("INSERT OR IGNORE INTO variants VALUES (?, ?, ?)", row))
-
-    def forget_app(self, app: str) -> None:
-        def forget(tx: Transaction) -> None:
-            for table in ("apps", "variants"):
-                tx.execute(f"DELETE FROM {table} WHERE app = ?", (app,))
-
-        self.writer.put(forget, keep=True)
-
-    def imports(self, key: str) -> list[str]:
-        return self._imports.get(key, [])
-
-    def learn_imports(self, key: str, modules: list[str], limit: int) -> None:
-        """Adds modules to what is known under `key`, up to `limit` of them."""
-        known = self._imports.get(key, [])
-        merged = list(dict.fromkeys([*known, *modules]))[:limit]
-        if merged != known:
-            self._imports[key] = merged
-            row = key, "\n".join(merged)
-            self.writer.put(lambda tx: tx.execute("INSERT OR REPLACE INTO imports VALUES (?, ?)", row))
-
     # ------------------------------------------------------------ restart, and the end of things
 
     async def load(self) -> Survivors:
         """Everything that survived: calls that are over are not among it, the store answers for them."""
 
         def read(tx: Transaction) -> Survivors:
-            apps = [msgspec.msgpack.decode(row[0], type=AppSpec) for row in tx.execute("SELECT spec FROM apps")]
-            variants = [msgspec.msgpack.decode(r[0], type=Variant) for r in tx.execute("SELECT variant FROM variants")]
             calls = [(restored, list(_open_inputs(tx, restored))) for restored in _restored(tx)]
-            return Survivors(apps, variants, calls)
+            return Survivors(self.register.load(tx), calls)
 
         return await self.writer.ask(read)
 
     def sweep(self) -> None:
-        """Removes calls that are over for seven days, and payload files that nobody refers to after as long."""
-        before = self._clock() - LIFETIME_S
+        """Removes calls whose results have expired, and payload files that nobody refers to after as long."""
+        before = self.clock() - self.lifetime_s
 
         def sweep(tx: Transaction) -> None:
             query = (
@@ -292,9 +264,10 @@ class Store:
 
         self.writer.put(sweep)
 
-    def _sweep_hourly(self) -> None:
+    def _keep_sweeping(self) -> None:
         self.sweep()
-        self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep_hourly)
+        pause = min(SWEEP_S, max(1.0, self.lifetime_s / 10))
+        self._sweeper = asyncio.get_running_loop().call_later(pause, self._keep_sweeping)
 
     def _old_files(self, before: float) -> list[str]:
         old = []

@@ -14,11 +14,27 @@ import msgspec
 from kedge.model import protocol
 
 MAGIC = b"kdg" + bytes([protocol.PROTOCOL_VERSION])
+TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
+"""How an alert and a handshake begin: the other side has TLS, and this one has not."""
 HEADER_SIZE = len(MAGIC) + 4
 MAX_FRAME = 64 * 1024 * 1024
 """Bytes of one frame. Payloads above 256 KiB travel as files, so an honest frame stays far below this."""
 
 _encoder = msgspec.msgpack.Encoder()
+
+# msgspec (0.22) finds out what a struct is made of when it is decoded first, and crashes the process where two threads
+# do that at once. Hence it is done here, by the one thread that imports this: for all messages and whatever they hold.
+_decoders: dict[Any, msgspec.msgpack.Decoder[list[Any]]] = {
+    union: msgspec.msgpack.Decoder(list[union])  # type: ignore[valid-type]
+    for union in (
+        protocol.FromClient,
+        protocol.ToClient,
+        protocol.FromContainer,
+        protocol.ToContainer,
+        protocol.FromSupervisor,
+        protocol.ToSupervisor,
+    )
+}
 
 
 class FrameError(Exception):
@@ -65,7 +81,7 @@ class FrameDecoder:
         self.limit = limit
         self.failure: FrameError | None = None
         """Why nothing more can be read, where good frames came before the bad one in the same bytes."""
-        self._decoder = msgspec.msgpack.Decoder(list[union])
+        self._decoder = _decoders.get(union) or msgspec.msgpack.Decoder(list[union])
         self._buffer = bytearray()
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Any]:
@@ -112,6 +128,8 @@ class FrameDecoder:
         """Bytes of the body that a header announces; it may be incomplete, and is checked as far as it goes."""
         start = bytes(header[: len(MAGIC)])
         if start[:3] != MAGIC[: len(start[:3])]:
+            if start[:2] in TLS_RECORDS:
+                raise FrameError("not a kedge frame: it speaks TLS: write tcps:// on the client's side as well")
             raise FrameError(f"not a kedge frame: it starts with {start!r}, expected {MAGIC!r}")
         if len(start) > 3 and start[3] != MAGIC[3]:
             raise FrameError(f"protocol version {header[3]}, expected {MAGIC[3]}: use the same kedge on both sides")

@@ -16,15 +16,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from kedge.wire.codec import FrameDecoder, FrameError, encode, encode_all
+
+if TYPE_CHECKING:
+    import ssl
+
+    from kedge.wire.tls import TlsSocket
 
 READ_SIZE = 64 * 1024
 """Bytes. `recv` allocates as much each time; above 128 KiB that would be a system call of its own."""
 MAX_UNREAD = 512 * 1024 * 1024
 """Bytes that may wait for a peer which does not read. An honest one may owe a whole window of large values (1,000 of
 256 KiB) while its program thinks; what owes twice as much is taken for dead."""
+HANDSHAKE_S = 10.0
+"""Seconds that a peer has for the handshake of TLS."""
 CLOSE_PATIENCE_S = 5.0
 """Seconds that a peer has to read the last words of a connection that is being closed."""
 
@@ -36,7 +43,7 @@ class ConnectionLost(Exception):
 class BlockingConnection:
     """A socket that sends and receives lists of messages. Sending is safe from many threads, receiving from one."""
 
-    def __init__(self, sock: socket.socket, union: Any) -> None:
+    def __init__(self, sock: socket.socket | TlsSocket, union: Any) -> None:
         sock.setblocking(True)
         self._socket = sock
         self._decoder = FrameDecoder(union)
@@ -49,11 +56,14 @@ class BlockingConnection:
         self._poll.register(sock, select.POLLIN)
 
     @classmethod
-    def connect(cls, address: str, union: Any, timeout: float = 10.0) -> BlockingConnection:
-        """Connects to `/path/to/socket` or `tcp://host:port`. OSError where nobody listens."""
+    def connect(cls, address: str, union: Any, timeout: float = 10.0, tls_ca: str = "") -> BlockingConnection:
+        """Connects to `/path/to/socket`, `tcp://host:port` or `tcps://host:port`. The last is under TLS, and so is any
+        for which `tls_ca` names a file of certificates. OSError where nobody listens, or somebody else does."""
         if is_tcp(address):
             sock = socket.create_connection(split_tcp(address), timeout)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls_ca or is_tls(address):
+                return cls(_encrypted(sock, split_tcp(address)[0], tls_ca), union)
         else:
             sock = socket.socket(socket.AF_UNIX)
             sock.settimeout(timeout)
@@ -99,6 +109,8 @@ class BlockingConnection:
                     return []
             try:
                 data = b"" if self._decoder.failure is not None else self._socket.recv(READ_SIZE)
+                if data is None:
+                    continue  # a part of what is encrypted
                 messages = self._decoder.feed(data)
             except (OSError, FrameError) as error:
                 raise ConnectionLost(str(error)) from None
@@ -159,6 +171,8 @@ class AsyncConnection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._reason:
+            transport.abort()  # nobody waits for it any more
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -190,6 +204,17 @@ class AsyncConnection(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         return self._transport is None or self._transport.is_closing()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a peer: not yet while it shakes hands, and not any more when it is gone."""
+        return self._transport is not None
+
+    @property
+    def reached_at(self) -> str:
+        """The address of this machine that the peer has connected to; empty over a Unix socket."""
+        name = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return str(name[0]) if isinstance(name, tuple) else ""
 
     @property
     def unread(self) -> int:
@@ -231,10 +256,12 @@ class AsyncConnection(asyncio.Protocol):
                 asyncio.get_running_loop().call_later(CLOSE_PATIENCE_S, transport.abort)
 
     def abort(self, reason: str) -> None:
-        """Closes at once, without what is queued."""
-        if self._transport is not None:
+        """Closes at once, without what is queued; or as soon as there is a connection: one whose handshake fails never
+        becomes one, and nobody is told of its end."""
+        if not self._lost:
             self._reason = self._reason or reason
             self._outgoing.clear()
+        if self._transport is not None:
             self._transport.abort()
 
     def pause_reading(self, paused: bool) -> None:
@@ -255,30 +282,50 @@ class AsyncConnection(asyncio.Protocol):
             self.abort(str(error))
 
 
+def _encrypted(sock: socket.socket, host: str, ca: str) -> TlsSocket:
+    from kedge.wire import tls  # only where it is used: containers and local programs never do
+
+    try:
+        return tls.TlsSocket(sock, tls.context_for(ca), host)
+    except BaseException:
+        sock.close()
+        raise
+
+
 def is_tcp(address: str) -> bool:
-    return address.startswith("tcp://")
+    return address.startswith(("tcp://", "tcps://"))
+
+
+def is_tls(address: str) -> bool:
+    return address.startswith("tcps://")
 
 
 def split_tcp(address: str) -> tuple[str, int]:
     """Host and port of `tcp://host:port`; ("", 0) for the path of a Unix socket. ValueError where it is neither.
 
-    >>> split_tcp("tcp://127.0.0.1:9000"), split_tcp("tcp://[::1]:80"), split_tcp("/run/plane.sock")
+    >>> split_tcp("tcp://127.0.0.1:9000"), split_tcp("tcps://[::1]:80"), split_tcp("/run/plane.sock")
     (('127.0.0.1', 9000), ('::1', 80), ('', 0))
     """
     if not is_tcp(address):
         return "", 0
-    host, _, port = address[len("tcp://") :].rpartition(":")
+    host, _, port = address.partition("://")[2].rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"{address!r} is no address to listen or connect to; write tcp://HOST:PORT")
     return host.strip("[]"), int(port)
 
 
-async def listen(address: str, make: Callable[[], AsyncConnection]) -> asyncio.Server:
-    """Listens on a path (mode 0600, replacing a dead socket) or on `tcp://host:port`."""
+async def listen(
+    address: str, make: Callable[[], AsyncConnection], context: ssl.SSLContext | None = None
+) -> asyncio.Server:
+    """Listens on a path (mode 0600, replacing a dead socket) or on `tcp://host:port`, there under TLS where there is a
+    `context`."""
     loop = asyncio.get_running_loop()
     if is_tcp(address):
         host, port = split_tcp(address)
-        return await loop.create_server(make, host, port, reuse_address=True)
+        patience = None if context is None else HANDSHAKE_S
+        return await loop.create_server(
+            make, host, port, reuse_address=True, ssl=context, ssl_handshake_timeout=patience
+        )
     try:
         os.unlink(address)
     except FileNotFoundError:

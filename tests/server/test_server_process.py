@@ -1,0 +1,303 @@
+"""`kedge server` with the real process: where it listens, who supervises it, what it needs at rest and says in its
+log."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.commands import LONG, Place, eventually, place
+from tests.wire.test_tls import CA, CERTIFICATES
+
+pytestmark = pytest.mark.slow
+
+TLS = ("--tls-cert", str(CERTIFICATES / "server.pem"), "--tls-key", str(CERTIFICATES / "server.key"))
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Place]:
+    with place(tmp_path) as made:
+        yield made
+
+
+def home(here: Place) -> Path:
+    return Path(here.variables["KEDGE_HOME"])
+
+
+def facts(here: Place) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((home(here) / "server" / "server.json").read_text())
+    return found
+
+
+def log_of(here: Place) -> str:
+    return (home(here) / "logs" / "server.log").read_text()
+
+
+# ---------------------------------------------------------------- start, status, logs, restart, stop
+
+
+def test_one_server_in_the_background_from_start_to_stop(here: Place) -> None:
+    started = here.kedge("server", "start", "--port", "0", "--gpus", "H100=2")
+    where = facts(here)
+    assert f"The server listens at {where['address']}, and for HTTP at {where['web']}." in started.stdout
+    again = here.kedge("server", "start", "--port", "1")
+    assert again.stdout == f"A server is running already at {where['address']}.\n"
+    assert "It goes on with its own options" in again.stderr
+
+    status = here.kedge("server", "status").stdout
+    assert f"Web functions answer at {where['web']}." in status
+    assert f"Process {where['process']}, " in status
+    told = json.loads(here.kedge("server", "status", "--json").stdout)
+    assert (told["running"], told["process"], told["web"]) == (True, where["process"], where["web"])
+    assert told["log_file"] == str(home(here) / "logs" / "server.log")
+    assert told["machines"][0]["gpus"]["H100"]["count"] == 2
+
+    assert f"listens at {where['address']}" in here.kedge("server", "logs").stdout
+    assert here.kedge("server", "logs", "-n", "0").stdout == ""
+    with here.running("server", "logs", "-f", "-n", "1") as following:
+        following.says("listens at")
+        here.kedge("server", "restart")
+        following.says("the server ends")
+        following.says("listens at", times=2)
+    assert facts(here)["process"] != where["process"]
+    assert facts(here)["options"] == ["--port", "0", "--gpus", "H100=2"], "as it was started"
+    here.kedge("server", "restart", "--port", "0")
+    assert facts(here)["options"] == ["--port", "0"]
+
+    assert here.kedge("server", "stop").stdout == "The server has ended.\n"
+    assert json.loads(here.kedge("server", "status", "--json", code=1).stdout) == {"running": False}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (home(here) / "logs").iterdir()}
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_server_that_cannot_start_says_why(here: Place) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = str(taken.getsockname()[1])
+        refused = here.kedge("server", "start", "--port", port, code=1)
+        assert (
+            f"could not start: [Errno 98] cannot listen on 127.0.0.1, port {port}: Address already in use"
+            in refused.stderr
+        )
+        refused = here.kedge("server", "start", "--port", "0", "--rpc-port", port, code=1)
+        assert "could not start: " in refused.stderr
+        assert "address already in use" in refused.stderr.lower()
+    refused = here.kedge("server", "start", "--host", "0.0.0.0", code=1)
+    assert "give --tls-cert and --tls-key, or --insecure" in refused.stderr
+    assert "No server is running" in here.kedge("server", "status", code=1).stdout
+    assert not (home(here) / "server" / "server.json").exists()
+
+
+def test_settings_of_a_server_may_stand_beside_the_profiles(here: Place, tmp_path: Path) -> None:
+    config = tmp_path / "kedge.toml"
+    config.write_text(
+        '[server]\nport = 0\nresult_ttl = 60\ndomain = "apps.example"\n[profile.x]\nserver = "tcp://x:1"\n'
+    )
+    started = here.kedge("server", "start", KEDGE_CONFIG=str(config))
+    assert "The server listens at" in started.stdout
+    assert facts(here)["web_domain"].startswith("apps.example:")
+    config.write_text("[server]\nprot = 1\n")
+    refused = here.kedge("server", "restart", KEDGE_CONFIG=str(config), code=1)
+    assert "[server] has no key 'prot'" in refused.stderr
+
+
+# ---------------------------------------------------------------- beyond this machine
+
+
+def test_other_machines_come_in_over_tls_with_a_token(here: Place) -> None:
+    here.write("app.py", WEB_APP)
+    here.kedge("server", "start", "--port", "0", "--rpc-port", "0", *TLS)
+    where = facts(here)
+    assert where["web"].startswith("https://127.0.0.1:")
+    assert where["tcp"].startswith("tcps://127.0.0.1:")
+    here.kedge("deploy", "app.py")
+    context = ssl.create_default_context(cafile=CA)
+    with urllib.request.urlopen(f"{where['web']}/guarded-web/", context=context, timeout=LONG) as answer:
+        assert answer.read() == b"hello"
+    with pytest.raises(OSError, match="certificate verify failed"):
+        urllib.request.urlopen(f"{where['web']}/guarded-web/", timeout=LONG)
+
+    call = "import kedge; print(kedge.Function.from_name('guarded', 'double').remote('x'))"
+    remote = {"KEDGE_SERVER": where["tcp"], "KEDGE_TOKEN": where["token"], "KEDGE_TLS_CA": CA}
+    assert here.program(call, **remote) == "xx\n"
+    wrong = here.python("-c", call, code=1, **{**remote, "KEDGE_TOKEN": "wrong"})
+    assert "wrong token" in wrong.stderr
+    plain = {**remote, "KEDGE_SERVER": where["tcp"].replace("tcps", "tcp"), "KEDGE_TLS_CA": ""}
+    assert "where it has TLS, write tcps://" in here.python("-c", call, code=1, **plain).stderr
+
+
+def test_an_insecure_server_says_so(here: Place) -> None:
+    started = here.kedge("server", "start", "--host", "0.0.0.0", "--insecure", "--port", "0", "--rpc-port", "0")
+    assert "Note: 0.0.0.0 can be reached from other machines, and tokens and payloads travel" in started.stderr
+    assert "with a token (`kedge token create`)" in started.stdout
+    assert "tokens and payloads travel in clear text" in log_of(here)
+
+
+# ---------------------------------------------------------------- supervisors
+
+
+def test_in_the_foreground_it_tells_systemd_and_ends_with_a_signal(here: Place, tmp_path: Path) -> None:
+    notices = tmp_path / "notify"
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sock:
+        sock.bind(str(notices))
+        sock.settimeout(LONG)
+        command = [sys.executable, "-P", "-m", "kedge.cli.main", "server", "start", "--foreground", "--port", "0"]
+        variables = {**here.variables, "NOTIFY_SOCKET": str(notices)}
+        with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert sock.recv(100) == b"READY=1"
+                assert facts(here)["process"] == process.pid, "whoever started it watches the server itself"
+                refused = here.kedge("server", "restart", code=1)
+                assert "runs in the foreground, so whoever started it must start it again" in refused.stderr
+                process.send_signal(signal.SIGTERM)
+                assert sock.recv(100) == b"STOPPING=1"
+                _, words = process.communicate(timeout=LONG)
+            finally:
+                process.kill()
+    assert process.returncode == 0
+    assert "listens at" in words
+    assert "listens at" in log_of(here)
+
+
+def test_a_unit_for_systemd_is_printed_or_installed(here: Place, tmp_path: Path) -> None:
+    unit = here.kedge("server", "start", "--systemd", "--port", "8080", "--public-url", "https://a.example/%7e").stdout
+    assert "Type=notify\n" in unit
+    assert "Restart=on-failure\n" in unit
+    (command,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    assert command.endswith("--port 8080 --public-url https://a.example/%%7e --foreground")
+    assert f"--home {home(here)} " in command
+    config = tmp_path / "config"
+    told = here.kedge("server", "start", "--systemd", "--install", XDG_CONFIG_HOME=str(config)).stdout
+    installed = config / "systemd" / "user" / "kedge.service"
+    assert f"Wrote {installed}." in told
+    assert "systemctl --user enable --now kedge" in told
+    assert "ExecStart=" in installed.read_text()
+    assert not (home(here) / "server" / "server.json").exists(), "nothing was started"
+    words = here.kedge("server", "start", "--install", code=2).stderr
+    assert "--install goes with --systemd." in words
+
+
+# ---------------------------------------------------------------- what it takes
+
+
+WEB_APP = """
+import os, resource
+import kedge
+
+app = kedge.App("guarded")
+
+@app.function(env={"PASSWORD": "marked-variable"}, scaledown_window=2)
+@kedge.asgi_app(requires_proxy_auth=False)
+def web():
+    async def answer(scope, receive, send):
+        body = (await receive()).get("body", b"")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-echo", b"marked-answer-header")]})
+        await send({"type": "http.response.body", "body": b"hello" + body})
+    return answer
+
+@app.function(env={"PASSWORD": "marked-variable"}, scaledown_window=2)
+def double(text):
+    return text * 2
+
+@app.function(scaledown_window=2)
+def fail(text):
+    raise ValueError(text)
+
+@app.function(scaledown_window=2)
+def files():
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+"""
+
+
+def test_at_rest_it_takes_little_memory_and_no_time(here: Place) -> None:
+    here.write("app.py", WEB_APP)
+    here.kedge("server", "start", "--port", "0")
+    here.kedge("deploy", "app.py")
+    process = psutil.Process(facts(here)["process"])
+    eventually(lambda: len(process.children(recursive=True)) <= 3)
+    assert process.memory_info().rss < 60 * 2**20
+    before, used = process.num_ctx_switches().voluntary, sum(process.cpu_times()[:2])
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run(["sleep", "60"], timeout=3, check=False)
+    assert process.num_ctx_switches().voluntary - before < 30
+    assert sum(process.cpu_times()[:2]) - used <= 0.05
+
+
+def test_what_few_servers_need_is_not_loaded_at_start() -> None:
+    heavy = ["aiohttp", "cronsim", "websockets", "fastapi", "kedge.server.ingress", "rich", "zoneinfo"]
+    code = f"import sys, kedge.server.main; print([name for name in {heavy!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+def test_it_may_open_many_files_and_containers_as_many_as_anybody(here: Place) -> None:
+    here.write("app.py", WEB_APP)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        soft = hard - 1
+    code = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
+    code += "os.execv(sys.executable, [sys.executable, '-P', '-m', 'kedge.cli.main', 'deploy', 'app.py'])"
+    here.python("-c", code)
+    process = psutil.Process(facts(here)["process"])
+    assert process.rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
+    call = "import kedge; print(kedge.Function.from_name('guarded', 'files').remote())"
+    assert int(here.program(call)) == soft
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def test_no_secret_and_no_payload_is_in_the_log_of_a_server_that_says_all_it_can(here: Place) -> None:
+    here.write("app.py", WEB_APP.replace("requires_proxy_auth=False", "requires_proxy_auth=True"))
+    here.kedge("server", "start", "--port", "0", "--rpc-port", "0", "--log-level", "debug")
+    where = facts(here)
+    here.kedge("deploy", "app.py")
+    made = [
+        json.loads(here.kedge("token", "create", "--json", *words).stdout)
+        for words in (["laptop"], ["--proxy", "page"])
+    ]
+    api, proxy = made
+    call = (
+        "import kedge, sys\n"
+        "double = kedge.Function.from_name('guarded', 'double')\n"
+        "assert double.remote('marked-argument') == 'marked-argument' * 2\n"
+        "assert double.spawn('marked-spawned').get() == 'marked-spawned' * 2\n"
+        "try:\n    kedge.Function.from_name('guarded', 'fail').remote('marked-exception')\n"
+        "except ValueError as error:\n    assert 'marked-exception' in str(error)\n"
+    )
+    here.program(call)
+    here.program(call, KEDGE_SERVER=where["tcp"], KEDGE_TOKEN=f"{api['id']}.{api['secret']}")
+    here.python("-c", call, code=1, KEDGE_SERVER=where["tcp"], KEDGE_TOKEN="marked-wrong-token")
+    keys = {"Kedge-Key": proxy["id"], "Kedge-Secret": proxy["secret"]}
+    url = f"{where['web']}/guarded-web/?token=marked-query"
+    others = {"Authorization": "Bearer marked-header", "Cookie": "session=marked-cookie"}
+    request = urllib.request.Request(url, b"marked-body", {**keys, **others})
+    with urllib.request.urlopen(request, timeout=LONG) as answer:
+        assert answer.read() == b"hellomarked-body"
+    request = urllib.request.Request(url, b"marked-body", {**keys, **others, "Kedge-Secret": "marked-wrong-secret"})
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+        urllib.request.urlopen(request, timeout=LONG)
+    refused.value.close()
+    os.kill(where["process"], signal.SIGKILL)
+    here.kedge("server", "start", "--port", "0", "--log-level", "debug")
+    here.kedge("server", "stop")
+    log = log_of(here)
+    assert "DEBUG" in log or "INFO" in log
+    assert "marked-" not in log
+    assert where["token"] not in log
+    assert all(one["secret"] not in log for one in made)
