@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 import threading
+import warnings
 
 from shop import allowed, note
 
 import kedge
 from kedge.exception import ExecutionError
 from kedge.experimental import get_local_input_concurrency, set_local_input_concurrency, stop_fetching_inputs
+from kedge.sdk.dual import Dual
 
 app = kedge.App("levers")
 
@@ -168,3 +170,42 @@ class Hooked:
     def leave(self):
         stop_fetching_inputs()
         note(f"left with {get_local_input_concurrency()}")
+
+
+class Harbour:
+    """Has a call in two forms, as handles do."""
+
+    name = "harbour"
+
+    def _wait(self, name):
+        note(f"blocks {name}")
+        allowed(name)
+
+    async def _wait_async(self, name):
+        await allowed_async(name)
+
+    wait = Dual(_wait, _wait_async)
+
+
+@app.function()
+async def block_by_call(name):
+    note(f"begin {name}")
+    with warnings.catch_warnings():  # many libraries do this, and Python then warns once more
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda text, kind, file, line, *_: note(
+            f"{kind.__name__} {os.path.basename(file)}:{line} {text}"
+        )
+        Harbour().wait(name)
+    return name
+
+
+@app.function()
+def block_in_loop_of_its_own(name):
+    """In the thread of a slot: nobody else is held up."""
+
+    async def wait():
+        warnings.simplefilter("ignore")
+        Harbour().wait(name)
+
+    asyncio.run(wait())
+    return name

@@ -308,3 +308,47 @@ def test_a_number_above_the_maximum_counts_when_the_maximum_is_raised(plane: Fak
     change(plane, 9)
     plane.until(lambda: plane.of(SlotsChanged)[-1] == SlotsChanged(5))
     assert plane.call(0, "now") == (5, 5, 1)
+
+
+# ---------------------------------------------------------------- calls that block the loop
+
+
+def test_while_a_call_blocks_the_loop_nothing_new_begins_here(plane: FakePlane) -> None:
+    """It could not begin, and it may be what the call waits for."""
+    plane.start(lever("block_by_call", 4, is_async=True))
+    first = plane.dispatch("a")
+    plane.noted("blocks a")
+    assert plane.wait_for(SlotsChanged) == SlotsChanged(1)
+    second = plane.dispatch("b")
+    plane.until(lambda: plane.returned == [second])
+    plane.allow("a")
+    assert plane.value(first) == "a"
+    plane.until(lambda: plane.of(SlotsChanged)[-1] == SlotsChanged(4))
+    plane.allow("c")
+    assert plane.call("c") == "c"
+    change(plane, 6)
+    plane.allow("d")
+    assert plane.call("d") == "d"
+    assert plane.of(SlotsChanged)[-1] == SlotsChanged(6), "as many as there may be"
+
+
+def test_a_call_that_blocks_the_loop_is_told_once_for_each_place(plane: FakePlane) -> None:
+    plane.start(lever("block_by_call", 2, is_async=True))
+    plane.allow("a")
+    for _ in range(3):
+        assert plane.call("a") == "a"
+    told = [line for line in plane.journal() if line.startswith("AsyncUsageWarning levers.py:")]
+    assert len(told) == 1
+    assert "harbour.wait(…) blocks the running event loop" in told[0]
+    assert "write `await harbour.wait.aio(…)`" in told[0]
+
+
+def test_a_loop_in_a_thread_of_its_own_holds_nobody_up(plane: FakePlane) -> None:
+    plane.start(lever("block_in_loop_of_its_own", 2))
+    first = plane.dispatch("a")
+    plane.noted("blocks a")
+    plane.allow("b")
+    assert plane.call("b") == "b"
+    plane.allow("a")
+    assert plane.value(first) == "a"
+    assert not plane.of(SlotsChanged)

@@ -220,6 +220,23 @@ def test_a_package_is_imported_from_its_snapshot(plane: FakePlane, tmp_path: Pat
     assert plane.call() == ("stored", "only in the original", str(original / "entry.py"))
 
 
+def test_what_was_shipped_beside_it_is_imported_as_it_was(plane: FakePlane, tmp_path: Path) -> None:
+    code = snapshot(tmp_path)
+    root, origin = Path(code.root), Path(code.origin).parent
+    for place, text in ((root, "stored"), (origin, "edited")):
+        (place / "my_beside.py").write_text(f"TEXT = '{text}'\n")
+        (place / "my_space").mkdir()
+        (place / "my_space" / "part.py").write_text(f"TEXT = '{text}'\n")
+    (root / "my_script.py").write_text(
+        "import kedge, my_beside\nfrom my_space import part\napp = kedge.App()\n"
+        "@app.function()\ndef f():\n    return my_beside.TEXT, part.TEXT, my_beside.__file__, part.__file__\n"
+    )
+    place = environment(plane, origin)
+    plane.start(function("f", module="__main__"), code=code, environment=place)
+    files = [str(origin / "my_beside.py"), str(origin / "my_space" / "part.py")]
+    assert list(plane.call()) == ["stored", "stored", *files]
+
+
 def test_a_missing_directory_is_said_and_survived(plane: FakePlane, tmp_path: Path) -> None:
     plane.start(function("square"), environment=environment(plane, HERE, directory=str(tmp_path / "gone")))
     assert plane.call(2) == 4

@@ -25,6 +25,7 @@ from kedge.model.protocol import (
     Welcome,
 )
 from kedge.model.spec import Concurrency
+from kedge.model.web import WEB
 
 DONE = Result(payload=Payload(data=b"42"))
 
@@ -312,6 +313,29 @@ def test_its_own_code_may_take_fewer_which_the_plane_hears_first() -> None:
     assert give(session, 6) == [6]
     assert session.receive(SlotsChanged(2)) == []
     assert session.outgoing()[0] == SlotsChanged(2)
+
+
+def test_zero_is_as_many_as_there_may_be() -> None:
+    session = Session(4)
+    session.receive(SlotsChanged(2))
+    session.outgoing()
+    session.receive(SlotsChanged(0))
+    assert session.outgoing() == [SlotsChanged(4)]
+    session.receive(ConcurrencyChanged(Concurrency(6, 6)))
+    assert session.slots == 6
+    assert not session.dirty
+
+
+def test_a_request_is_not_given_back() -> None:
+    """What follows of it is on its way here as well."""
+    session = Session(3)
+    give(session, 1)
+    session.receive(SlotsChanged(1))
+    session.outgoing()
+    request = Dispatch(2, "fc-2", 0, "", Payload(WEB), stream=True)
+    assert starts(session.receive(InputsDispatched([request]))) == [2]
+    assert give(session, 3) == []
+    assert session.outgoing() == [InputsReturned([3])]
 
 
 def test_its_own_number_and_that_of_the_plane_hold_both() -> None:

@@ -1,10 +1,12 @@
-"""What user code may ask of the container it runs in (`kedge.experimental`).
+"""What user code may ask of the container it runs in (`kedge.experimental`), and what the SDK tells it.
 
 Callers are threads and tasks that may be interrupted at any instruction, so nothing here takes a lock: a wish is left
 with the executor, which decides nothing more without it, and tells the plane before the next result.
 """
 
 from __future__ import annotations
+
+import asyncio
 
 from kedge.container.executor import Executor
 from kedge.model.protocol import ContainerLeaving, SlotsChanged
@@ -31,3 +33,10 @@ class Control:
     def stop_fetching_inputs(self) -> None:
         """What was granted runs to its end; then the container leaves."""
         self._executor.wish(ContainerLeaving("stop_fetching_inputs"))
+
+    def block_loop(self, blocked: bool) -> None:
+        """A call that blocks the event loop begins, or has ended. Meanwhile nothing new comes here: it could not begin,
+        and it may be the very input that the call waits for."""
+        executor = self._executor
+        if executor.session.max_inputs > 1 and executor.loop is asyncio.get_running_loop():
+            executor.wish(SlotsChanged(max(1, len(executor.inflight)) if blocked else self._wanted))

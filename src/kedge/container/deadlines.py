@@ -17,10 +17,10 @@ need the main thread: where code holds that, they are left out.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from typing import TYPE_CHECKING
 
+from kedge.container.output import say
 from kedge.container.session import TIMED_OUT
 from kedge.model.protocol import InputsCancelled, InputsOverran
 
@@ -71,7 +71,7 @@ class Deadlines:
     def _end_overdue(self, now: float) -> float:
         overdue: list[int] = []
         next_look = now + self._executor.runner.shortest_timeout
-        jobs = self._executor.jobs()
+        jobs = self._executor.inflight.jobs()
         for job in jobs:
             if not job.reason:
                 started = job.started
@@ -101,16 +101,9 @@ class Deadlines:
             return self._give_up_at
         if self._leave_at is None:
             self._leave_at = now if executor.busy else now + MAIN_PATIENCE_S
-            _say(f"{executor.describe_jobs()} not ended {CANCEL_GRACE_S:g} s after the container was told to stop")
+            say(f"{executor.inflight.describe()} not ended {CANCEL_GRACE_S:g} s after the container was told to stop")
             executor.give_up()
         if now >= self._leave_at:
-            _say("user code holds the main thread: the container leaves without its exit hooks")
+            say("user code holds the main thread: the container leaves without its exit hooks")
             executor.die(0)
         return self._leave_at
-
-
-def _say(text: str) -> None:
-    try:
-        print(f"kedge: {text}", file=sys.stderr, flush=True)
-    except Exception:
-        pass  # stderr is the user's to close or to replace

@@ -31,25 +31,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from kedge.container.guard import Guard, LoopShelter, MainGuard
-from kedge.container.jobs import CANCELLED, Job, Runner
-from kedge.container.members import Members
+from kedge.container.errands import TaskShelter
+from kedge.container.guard import Guard, MainGuard
+from kedge.container.inflight import CHANNELLED, InFlight
+from kedge.container.job import Job
+from kedge.container.jobs import CANCELLED, Runner
 from kedge.container.outbox import Outbox
 from kedge.container.session import Action, Cancel, Session, Start
 from kedge.container.slots import SlotThreads
-from kedge.container.stream import Stream
 from kedge.container.wake import Wake
 from kedge.exception import ExecutionError
 from kedge.model.payload import FAILURE, Result
-from kedge.model.protocol import (
-    STREAM_WINDOW,
-    ConcurrencyChanged,
-    ContainerLeaving,
-    Dispatch,
-    Refused,
-    SlotsChanged,
-    StreamCredited,
-)
+from kedge.model.protocol import ConcurrencyChanged, ContainerLeaving, Dispatch, Refused, SlotsChanged
 from kedge.sdk import client
 from kedge.sdk.serializer import error_info
 from kedge.wire.transport import BlockingConnection, ConnectionLost
@@ -74,7 +67,7 @@ class Executor:
         self.lock = threading.Lock()
         self.reading = threading.Lock()
         self.guard = MainGuard()
-        self._shelter = LoopShelter()
+        self._shelter = TaskShelter()
         self.outbox = Outbox(connection, session, self.lock, self.abandon)
         self.reader = ""
         """MAIN, LOOP or IO; empty while the container starts."""
@@ -92,6 +85,8 @@ class Executor:
         """An input has come whose own timeout is shorter than all others: deadlines must be looked at now."""
         self.wishes: deque[SlotsChanged | ContainerLeaving] = deque()
         """What user code wants of its container, until the next holder of `lock` takes it."""
+        self.resized: Callable[[int], object] = bool
+        """Hears of another number of inputs."""
         self.runner: Runner
         self._main_thread = threading.get_ident()
         self._main_takes_sync = False
@@ -101,29 +96,10 @@ class Executor:
         self._loop_jobs: deque[tuple[Job, bool]] = deque()
         """Tasks to start (True) and to cancel."""
         self._slots = SlotThreads(self._run_in_slot, lambda: self.die(CRASHED))
-        self._jobs: dict[int, Job] = {}
-        self._streams: dict[tuple[str, int], Stream] = {}
+        self.inflight = InFlight(self.outbox)
         self._threads_told = False
         """A thread was interrupted that may wait for a call of its own."""
         self._is_fork = False
-
-    @property
-    def at_work(self) -> int:
-        """Inputs whose code runs."""
-        return len(self._jobs)
-
-    def jobs(self) -> list[Job]:
-        """What runs, or is about to."""
-        return list(self._jobs.values())
-
-    def describe_jobs(self) -> str:
-        """`3 inputs of square() have`, for a sentence."""
-        jobs = self.jobs()
-        if not jobs:
-            return "code beside all inputs has"
-        names = ", ".join(dict.fromkeys(job.entry.name for job in jobs))
-        count = sum(len(job.leases) for job in jobs)
-        return f"{count} input{'s' * (count != 1)} of {names} {'has' if count == 1 else 'have'}"
 
     @property
     def awaits(self) -> bool:
@@ -149,6 +125,8 @@ class Executor:
         self._set_busy(False)
         if self.loop is not None and self.reader == LOOP:
             self.loop.add_reader(self.connection.fileno(), self._loop_reads)
+            # uvloop makes it non-blocking: then a frame that the socket has no room for would be an error.
+            os.set_blocking(self.connection.fileno(), True)
         while True:
             try:
                 self._run_main_jobs()
@@ -225,16 +203,15 @@ class Executor:
             self.activity += 1
             acted = bool(self.wishes) and self._take_wishes()
             for message in messages:
-                if type(message) is StreamCredited:
-                    stream = self._streams.get((message.call, message.index))
-                    if stream is not None:
-                        stream.credit(message.values)
+                if type(message) in CHANNELLED:
+                    self.inflight.hear(message)
                 elif type(message) is Refused:
                     print(f"kedge: the server refused this container: {message.reason}", file=sys.stderr)
                 else:
                     actions = self.session.receive(message)
                     if type(message) is ConcurrencyChanged:
                         self._use_threads()
+                        self.resized(self.session.max_inputs)
                     if actions:
                         acted = True
                         self._apply(actions, "")
@@ -293,7 +270,7 @@ class Executor:
                 else:
                     self._slots.place(job)
             elif type(action) is Cancel:
-                self._cancel(self._jobs[action.lease], action.reason)
+                self._cancel(self.inflight[action.lease], action.reason)
             else:
                 self._leave()
         if ender == IO and own is None:
@@ -301,14 +278,7 @@ class Executor:
         return own
 
     def _job(self, dispatch: Dispatch, members: tuple[Dispatch, ...]) -> Job:
-        entry = self.runner.entry(dispatch.method)
-        stream = batch = None
-        if members or entry.parameters is not None:
-            batch = Members(members or (dispatch,))
-        elif dispatch.stream:
-            stream = Stream(self.outbox, dispatch.call, dispatch.index, STREAM_WINDOW)
-            self._streams[dispatch.call, dispatch.index] = stream
-        job = self._jobs[dispatch.lease] = Job(dispatch, entry, stream, batch)
+        job = self.inflight.open(dispatch, members, self.runner.entry(dispatch.method))
         if job.timeout < self.runner.shortest_timeout:
             self.hurried = True
             self.outbox.nudge()
@@ -344,7 +314,7 @@ class Executor:
                 self.loop.create_task(self._run_task(job), context=self.runner.context())
             else:
                 job.cancel_task()
-        if (self._main_jobs or self.leaving) and self.loop.is_running():
+        if (self._main_jobs or self.leaving) and self.loop.is_running() and not self.served:
             self.loop.stop()
 
     # ------------------------------------------------------------ user code runs
@@ -375,9 +345,7 @@ class Executor:
         lease = job.dispatch.lease
         with self.lock:
             self.activity += 1
-            del self._jobs[lease]
-            if job.stream is not None:
-                del self._streams[job.dispatch.call, job.dispatch.index]
+            self.inflight.close(job)
             if self.wishes:
                 self._take_wishes()
             if job.members is None:
@@ -417,7 +385,7 @@ class Executor:
             if self.lost:
                 return
             self.lost = True
-            for job in self._jobs.values():
+            for job in self.inflight.jobs():
                 self._cancel(job, "lost")
         if self.loop is not None and self.reader == LOOP and threading.get_ident() == self._main_thread:
             self.loop.remove_reader(self.connection.fileno())

@@ -50,9 +50,12 @@ _sleep = time.sleep
 class Cancellable(Protocol):
     """What a guard needs to know of a job."""
 
-    reason: str
-    """Why it is no longer wanted: `cancelled`, `timeout`, or another word; empty while it is."""
-    context: InputContext
+    @property
+    def reason(self) -> str:
+        """Why it is no longer wanted: `cancelled`, `timeout`, or another word; empty while it is."""
+
+    @property
+    def context(self) -> InputContext: ...
 
 
 class Guard(Protocol):

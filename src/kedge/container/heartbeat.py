@@ -78,11 +78,11 @@ class IoThread(threading.Thread):
             executor.take_wishes()
         if executor.outbox.dirty and executor.outbox.due:
             executor.outbox.flush()
-        running = executor.at_work > 0
+        running = len(executor.inflight) > 0
         unanswered = self._watch_loop(running, moved, now)
         self._beat(running, now)
         deadline = self._deadlines.enforce(running, now)
-        stuck = executor.busy and not moved
+        stuck = executor.busy and (not moved or bool(executor.outbox.hungry))
         blocked = unanswered and not moved
         self._quiet = 0 if moved else self._quiet + 1
         reads = executor.reader == IO or stuck or blocked
@@ -105,7 +105,10 @@ class IoThread(threading.Thread):
             timeout = left if timeout is None else min(timeout, left)
         # Whoever changes something does so first and then looks at _looking; here it is the other way round.
         if not self._looking:
+            outbox = executor.outbox
             if executor.activity != self._seen or executor.interrupted or executor.lost:
+                return
+            if outbox.dirty or (outbox.hungry and not reads):
                 return
             if executor.wishes:
                 timeout = 0.0
@@ -122,7 +125,7 @@ class IoThread(threading.Thread):
         elif now >= self._due or self._watch.blocks:
             self._due = now + HEARTBEAT_S
             watch = self._watch
-            self._executor.outbox.send([Heartbeat(self._executor.at_work, watch.lag, watch.blocks)])
+            self._executor.outbox.send([Heartbeat(len(self._executor.inflight), watch.lag, watch.blocks)])
             watch.lag, watch.blocks = 0.0, 0
 
     def _watch_loop(self, running: bool, moved: bool, now: float) -> bool:
@@ -133,6 +136,6 @@ class IoThread(threading.Thread):
 
     def _end_orphan(self) -> None:
         deadline = clock() + ORPHAN_GRACE_S
-        while self._executor.at_work and clock() < deadline:
+        while len(self._executor.inflight) and clock() < deadline:
             time.sleep(0.005)
         self._executor.die(1)

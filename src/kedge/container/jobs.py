@@ -1,10 +1,11 @@
-"""One input on its way through user code, from its payload to its result. What runs where is the executor's business.
+"""Inputs on their way through user code, from payload to result. What runs where is the executor's business.
 
 * A batch is one job: one call for all its members (see `members`).
 * Every input has a copy of the context that the enter hooks left behind: what it sets in context variables is its own.
 * Whatever user code raises fails this input and nothing else, `SystemExit` and `KeyboardInterrupt` included.
 * Arguments that cannot be loaded and results that cannot be sent are failures of the input, too.
 * User code runs armed (see `guard`), the runtime's own steps do not.
+* A request is one job: its result says only that its code has ended, and how (see `exchange`).
 * `started` is set while user code runs, and only then: its time is what a timeout limits.
 """
 
@@ -12,161 +13,51 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import CoroutineType
 from typing import Any
 
-from msgspec import Struct
+import msgspec
 
+from kedge.container.asgi import AsgiApp
+from kedge.container.entries import Entry, WebApp, entry_of, missing
+from kedge.container.exchange import Exchange
 from kedge.container.guard import Guard, exception_for, guarded
-from kedge.container.members import Arguments, Members, Parameters
+from kedge.container.job import Job
+from kedge.container.members import Arguments, Members
+from kedge.container.output import say
 from kedge.container.session import TIMED_OUT
 from kedge.container.stream import Stream
+from kedge.container.wsgi import WsgiApp
 from kedge.exception import ExecutionError, FunctionTimeoutError
 from kedge.model.payload import FAILURE, TERMINATED, TIMEOUT, Payload, Result
-from kedge.model.protocol import Dispatch
+from kedge.model.web import Request
 from kedge.sdk.blobs import BlobStore
-from kedge.sdk.context import InputContext, enter_input
+from kedge.sdk.context import enter_input
 from kedge.sdk.serializer import error_info, from_payload, to_payload
 from kedge.sdk.service import Service
 
-clock = time.perf_counter
-
 CANCELLED = Result(TERMINATED)
+NO_WEB: Mapping[str, WebApp] = {}
 _END: Any = object()
-
-
-class Entry(Struct, frozen=True):
-    """One callable of the service, resolved once."""
-
-    function: Callable[..., Any]
-    is_async: bool
-    is_generator: bool
-    name: str
-    """How it is shown to people: `square()`, `Model.predict()`."""
-    arguments: str
-    """How an error names the arguments, and below the result."""
-    result: str
-    timeout: float
-    """Seconds that one input may run."""
-    overrun: str
-    """What is said of an input that ran longer."""
-    parameters: Parameters | None = None
-    """Where it takes batches."""
-
-
-class Job:
-    """One input, or one batch, that has a slot."""
-
-    __slots__ = (
-        "context", "dispatch", "entry", "guard", "members", "reason", "started", "stream", "task", "timeout", "told"
-    )  # fmt: skip
-
-    def __init__(
-        self, dispatch: Dispatch, entry: Entry, stream: Stream | None = None, members: Members | None = None
-    ) -> None:
-        self.dispatch = dispatch
-        """Of a batch: its first member, by whose lease it goes."""
-        self.entry = entry
-        self.stream = stream
-        self.members = members
-        """All inputs of a batch; None for an input of its own."""
-        self.context = InputContext(
-            dispatch.call,
-            dispatch.index,
-            dispatch.attempt,
-            dispatch.method,
-            () if members is None else members.inputs,
-            dispatch.lease,
-        )
-        self.reason = ""
-        """Why it is no longer wanted; empty while it is."""
-        self.guard: Guard | None = None
-        """Of the thread that runs it, once one does."""
-        self.task: asyncio.Task[None] | None = None
-        self.told = False
-        """Whether its task has been cancelled, or its asynchronous generator."""
-        self.started = 0.0
-        """When user code began; 0 before, and after its end."""
-        self.timeout = dispatch.timeout or entry.timeout
-        """Seconds that it may run; for a batch, those of the next member whose time is over."""
-        if members is not None:
-            self.timeout = min(one.timeout or entry.timeout for one in members.dispatches)
-
-    @property
-    def overrun(self) -> str:
-        """What is said of it where it ran longer."""
-        if self.members is not None and len({one.timeout for one in self.members.dispatches}) > 1:
-            return f"the batch of {self.entry.name} ran longer than the timeouts of all its inputs"
-        if self.dispatch.timeout:
-            return f"the input ran longer than timeout={self.dispatch.timeout:.10g} s of this call"
-        return self.entry.overrun
-
-    def overdue(self, started: float, now: float) -> list[int]:
-        """Its time is over: that of these leases. Other members of a batch may have more."""
-        if self.members is None:
-            return [self.dispatch.lease]
-        limits = [(one.timeout or self.entry.timeout, one.lease) for one in self.members.dispatches]
-        self.timeout = min((limit for limit, _ in limits if started + limit > now), default=math.inf)
-        return [lease for limit, lease in limits if started + limit <= now]
-
-    @property
-    def leases(self) -> list[int]:
-        """Of all inputs in it."""
-        return [self.dispatch.lease] if self.members is None else self.members.leases
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """What a task is told with its cancellation."""
-        return (self.overrun,) if self.reason == TIMED_OUT else ()
-
-    def start_clock(self) -> None:
-        """User code begins."""
-        self.started = clock()
-        self.context.deadline = self.started + self.timeout
-
-    def stop_clock(self) -> float:
-        """User code has ended: the seconds it took."""
-        if self.context.voice is not None:
-            self.context.voice.end()
-        started, self.started = self.started, 0.0
-        return clock() - started if started else 0.0
-
-    def results(self, result: Result) -> list[Result]:
-        """What is reported of each member of a batch of which `result` is said as a whole."""
-        assert self.members is not None
-        return [result] * len(self.members.dispatches) if self.reason else self.members.results(result)
-
-    def cancel(self, reason: str) -> None:
-        """Marks it, then interrupts it where it runs. A task is cancelled on its own loop, by the executor."""
-        if self.reason:
-            return
-        self.context.cancelled = TIMED_OUT if reason == TIMED_OUT else "cancelled"
-        self.reason = reason
-        if self.guard is not None:
-            self.guard.interrupt(self)
-        if self.stream is not None:
-            self.stream.close()
-
-    def cancel_task(self) -> None:
-        """On the loop: cancels its task, once, and not before a shielded block has ended."""
-        if self.context.shields:
-            self.context.held_back = self.cancel_task
-        elif self.task is not None and not self.told:
-            self.told = True
-            self.task.cancel(*self.words)
+_decode_request = msgspec.msgpack.Decoder(Request).decode
 
 
 class Runner:
     """Runs jobs of one service: `run` on the thread that calls it, `run_async` as a task."""
 
     def __init__(
-        self, service: Service, blobs: BlobStore, drive: Callable[[Any], Any], prepare: Callable[[BaseException], None]
+        self,
+        service: Service,
+        blobs: BlobStore,
+        drive: Callable[[Any], Any],
+        prepare: Callable[[BaseException], None],
+        web: Mapping[str, WebApp] = NO_WEB,
     ) -> None:
-        """`drive` runs a coroutine that a sync one returned, `prepare` sees an exception before it is described."""
-        self.entries = {method.name: _entry(service, method.name) for method in service.spec.methods}
+        """`drive` runs a coroutine that a sync one returned, `prepare` sees an exception before it is described, `web`
+        has the apps of web functions by method."""
+        names = [method.name for method in service.spec.methods]
+        self.entries = {name: entry_of(service, name, web.get(name)) for name in names}
         self.has_async = any(entry.is_async for entry in self.entries.values())
         self.has_sync = not all(entry.is_async for entry in self.entries.values())
         self.shortest_timeout = min([service.spec.timeout, *(entry.timeout for entry in self.entries.values())])
@@ -178,7 +69,7 @@ class Runner:
 
     def entry(self, method: str) -> Entry:
         """The callable behind a method; for an unknown one, something that fails when it is called."""
-        return self.entries.get(method) or _missing(self._service, method)
+        return self.entries.get(method) or missing(self._service, method)
 
     # ------------------------------------------------------------ on a thread
 
@@ -192,6 +83,8 @@ class Runner:
             payload = None
         elif job.members is not None:
             payload, failure = guarded(guard, job, context.run, self._call_batch, job, job.members)
+        elif job.exchange is not None or job.entry.web is not None:
+            payload, failure = guarded(guard, job, context.run, self._answer, job, guard)
         else:
             payload, failure = guarded(guard, job, context.run, self._call, job)
         run_s = job.stop_clock()
@@ -214,6 +107,13 @@ class Runner:
         if type(value) is CoroutineType:
             value = self._drive(value)
         return to_payload(value, self._blobs, entry.result)
+
+    def _answer(self, job: Job, guard: Guard) -> None:
+        enter_input(job.context)
+        app, exchange, request = _request_of(job)
+        assert isinstance(app, WsgiApp)
+        job.start_clock()
+        app.answer(exchange, request, guard, job.context)
 
     def _call_batch(self, job: Job, members: Members) -> None:
         args, kwargs = self._open_batch(job, members)
@@ -287,6 +187,11 @@ class Runner:
                 _check_stream(job)
             if job.members is not None:
                 await self._await_batch(job, job.members)
+            elif job.exchange is not None or entry.web is not None:
+                app, exchange, request = _request_of(job)
+                assert isinstance(app, AsgiApp)
+                job.start_clock()
+                await app.answer(exchange, request)
             else:
                 args, kwargs = from_payload(job.dispatch.payload, self._blobs, what=entry.arguments)
                 job.start_clock()
@@ -341,11 +246,11 @@ class Runner:
             if failure is not None:
                 self.prepare(failure)
                 late.with_traceback(failure.__traceback__)  # where it was when its time was over
-            return Result(TIMEOUT, error=error_info(late), count=count)
+            return _told(job, Result(TIMEOUT, error=error_info(late), count=count))
         if job.reason:
             return Result(TERMINATED, count=count) if count else CANCELLED
         if failure is not None:
-            return self._failed(failure, count)
+            return _told(job, self._failed(failure, count))
         return Result(payload=payload, count=count)
 
     def _failed(self, failure: BaseException, count: int = 0) -> Result:
@@ -353,41 +258,29 @@ class Runner:
         return Result(FAILURE, error=error_info(failure), count=count)
 
 
-def _entry(service: Service, name: str) -> Entry:
-    spec, method = service.spec, service.method(name)
-    shown = f"{spec.name}.{name}()" if name else f"{spec.name}()"
-    timeout, owner = (spec.timeout, f"{spec.name}()" if not name else spec.name)
-    if method.timeout is not None:
-        timeout, owner = method.timeout, shown
-    return Entry(
-        service.callable_for(name),
-        method.is_async,
-        method.is_generator,
-        shown,
-        f"an argument of {shown}",
-        f"a value yielded by {shown}" if method.is_generator else f"the result of {shown}",
-        timeout,
-        f"the input ran longer than timeout={timeout:.10g} s of {owner}",
-        Parameters(shown, service.callable_for(name)) if method.batching is not None else None,
-    )
-
-
-def _missing(service: Service, method: str) -> Entry:
-    owner = service.spec.name
-
-    def fail(*args: Any, **kwargs: Any) -> Any:
-        raise ExecutionError(f"the container of {owner} has no method {method!r}; its code differs from the caller's")
-
-    shown = f"{owner}.{method}()"
-    parameters = Parameters(shown, fail)
-    return Entry(fail, False, False, shown, "the arguments", "the result", service.spec.timeout, "", parameters)
-
-
 def _check_stream(job: Job) -> None:
     if job.stream is None:
         raise ExecutionError(f"{job.dispatch.method or 'the function'} is a generator; call it with .remote_gen()")
     if not job.entry.is_generator:
         raise ExecutionError(f"{job.dispatch.method or 'the function'} is no generator; call it with .remote()")
+
+
+def _request_of(job: Job) -> tuple[WebApp, Exchange, Request]:
+    """What a request needs; ExecutionError where one has come to what answers none, or something else to what does."""
+    app, exchange = job.entry.web, job.exchange
+    if app is None:
+        raise ExecutionError(f"{job.entry.name} is no web function: a request cannot call it")
+    if exchange is None:
+        raise ExecutionError(f"{job.entry.name} is a web function: it answers requests to its address, and no calls")
+    request = exchange.request = _decode_request(job.dispatch.payload.data)
+    return app, exchange, request
+
+
+def _told(job: Job, result: Result) -> Result:
+    """The same result. Whoever sent a request sees nothing of what its code raised: the log has it."""
+    if job.exchange is not None and result.error is not None:
+        say(job.exchange.epitaph(job.entry.name, result))
+    return result
 
 
 def _quietly(run: Callable[..., Any], call: Callable[..., Any] | None, *args: Any) -> None:

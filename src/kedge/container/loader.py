@@ -99,6 +99,7 @@ def settle(launch: Launch) -> None:
     os.environ.update(environment.variables)
     os.environ.update(function.env)
     names = {"KEDGE_CONTAINER_ID": launch.container, "KEDGE_IS_REMOTE": "1"}
+    names["KEDGE_ENVIRONMENT"] = launch.environment_name
     if environment.alias_modal:
         names |= {"MODAL_TASK_ID": launch.container, "MODAL_IS_REMOTE": "1"}
     if launch.devices:
@@ -124,9 +125,14 @@ class Loaded:
             from kedge.sdk import alias
 
             alias.install()
-        with ImportCosts() as costs:
+        self.costs = ImportCosts()
+        with self.costs:
             self.service = self._find(blobs)
-        self.imports = costs.heavy(launch.preload)
+
+    @property
+    def imports(self) -> list[str]:
+        """What a fork server should hold for the next container."""
+        return self.costs.heavy(self._launch.preload)
 
     def enter(self) -> None:
         """Makes the instance of a class and runs its enter hooks."""

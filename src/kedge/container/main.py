@@ -33,6 +33,7 @@ from kedge.container.heartbeat import IoThread
 from kedge.container.jobs import Runner
 from kedge.container.loader import Loaded, UserLoop, settle
 from kedge.container.session import Session
+from kedge.container.web import WebApps
 from kedge.model.protocol import CONTAINER, ContainerFailed, ContainerReady, Hello, ToContainer
 from kedge.model.spec import Launch
 from kedge.sdk import context
@@ -107,7 +108,10 @@ def _live(launch: Launch) -> int:
         settle(launch)
         loaded = Loaded(launch, blobs, user_loop)
         loaded.enter()
-        runner = Runner(loaded.service, blobs, user_loop.finish, loaded.prepare)
+        web = WebApps(loaded.service, user_loop, executor)
+        with loaded.costs:
+            apps = web.open()
+        runner = Runner(loaded.service, blobs, user_loop.finish, loaded.prepare, apps)
     except BaseException as error:
         failure = error_info(error)
         print(failure.traceback, file=sys.stderr, flush=True)
@@ -117,6 +121,7 @@ def _live(launch: Launch) -> int:
     context.set_control(Control(executor))
     executor.outbox.send([ContainerReady(loaded.imports, time.perf_counter() - began)])
     executor.serve()
+    web.close()
     loaded.exit()
     executor.outbox.finish()
     return 0

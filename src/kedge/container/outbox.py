@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from kedge.container.session import Session
-from kedge.container.stream import Stream
 from kedge.model.payload import Result
 from kedge.model.protocol import InputsFinished
 from kedge.wire.transport import BlockingConnection, ConnectionLost
@@ -30,6 +29,13 @@ FRAME_RESULTS = 64
 """Results in one frame when many wait behind a slow socket: with 256 KiB each, a quarter of the limit."""
 
 
+class Channel(Protocol):
+    """What one input has to say before its end."""
+
+    def collect(self) -> Sequence[Any]:
+        """What waits for the next frame. Under the lock."""
+
+
 class Outbox:
     def __init__(
         self, connection: BlockingConnection, session: Session, lock: threading.Lock, on_lost: Callable[[], None]
@@ -38,6 +44,8 @@ class Outbox:
         self.flushed_at = clock()
         self.nudge: Callable[[], None] = _nobody
         """Makes the I/O thread look again soon."""
+        self.hungry: set[object] = set()
+        """Whoever waits in user code, on a thread, for something that the plane will send."""
         self.loop: asyncio.AbstractEventLoop | None = None
         """Where the main thread waits, if it does that on a loop."""
         self._main_thread = threading.get_ident()
@@ -45,14 +53,15 @@ class Outbox:
         self._session = session
         self._on_lost = on_lost
         self._sending = threading.Lock()
-        self._streams: dict[Stream, None] = {}
+        self._channels: dict[Channel, None] = {}
+        """Those in which something waits."""
         self._bytes = 0
         self._planned = False
 
     @property
     def dirty(self) -> bool:
         """Whether something waits to be sent."""
-        return bool(self._streams) or self._session.dirty
+        return bool(self._channels) or self._session.dirty
 
     @property
     def due(self) -> bool:
@@ -64,12 +73,10 @@ class Outbox:
         if result.payload is not None:
             self._bytes += len(result.payload.data)
 
-    def leave_values(self, stream: Stream, size: int) -> None:
-        """`size` bytes more wait in `stream`."""
-        with self.lock:
-            self._streams[stream] = None
-            self._bytes += size
-        self.soon()
+    def mark(self, channel: Channel, size: int) -> None:
+        """Something of `size` bytes waits in a channel. Under the lock."""
+        self._channels[channel] = None
+        self._bytes += size
 
     def soon(self) -> None:
         """Sends what is due, or lets it wait: a few milliseconds at most, even if nothing else ends."""
@@ -85,10 +92,22 @@ class Outbox:
             self.soon()
         elif self.loop is None or not self._session.running or threading.get_ident() != self._main_thread:
             self.flush()
-        elif not self._planned:
+        else:
+            self.later()
+
+    def later(self) -> None:
+        """On the loop: sends what waits at the end of this round, and what else there is then."""
+        if not self._planned and self.loop is not None:
             self._planned = True
             self.loop.call_soon(self._flush_as_planned)
             self.nudge()
+
+    def promptly(self) -> None:
+        """On the loop: sends what is due, since the code may go on for long without coming back to the loop."""
+        if self.due:
+            self.flush()
+        else:
+            self.later()
 
     def flush(self) -> None:
         """Sends all that waits."""
@@ -100,8 +119,8 @@ class Outbox:
                 large = self._bytes > 4 * FLUSH_BYTES
                 self._bytes = 0
                 # Values before results: a stream must not end before its last value.
-                messages: list[Any] = [values for stream in self._streams if (values := stream.collect())]
-                self._streams.clear()
+                messages: list[Any] = [message for channel in self._channels for message in channel.collect()]
+                self._channels.clear()
                 messages += self._session.outgoing()
             for frame in _split(messages) if large else [messages]:
                 self.send(frame)

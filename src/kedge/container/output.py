@@ -267,6 +267,14 @@ def finish() -> None:
         _outlet.own_up()
 
 
+def say(text: str) -> None:
+    """Something that the runtime has to tell people, on the stderr of the container."""
+    try:
+        print(f"kedge: {text}", file=sys.stderr, flush=True)
+    except Exception:
+        pass  # stderr is the user's to close or to replace
+
+
 class Tap(io.BufferedIOBase):
     """The binary side of one stream, by the number of its descriptor. Nothing closes it."""
 

@@ -46,6 +46,7 @@ from kedge.model.protocol import (
     InputsStarted,
     SlotsChanged,
 )
+from kedge.model.web import WEB
 
 EARLY_CANCELS = 1024
 """Cancels remembered for inputs that have not come. The plane sends them in order, so this many never wait."""
@@ -117,7 +118,7 @@ class Session:
         """How many may run at once now: `max_inputs`, or fewer where the container's own code wants that."""
         self.draining = False
         self._wanted = 0
-        """What its own code wants; 0: it has not said."""
+        """What its own code wants; 0: as many as there may be."""
         self._slots_untold = False
         self._leaving: ContainerLeaving | None = None
         """Its own code wants to leave, which the plane has not heard."""
@@ -181,10 +182,12 @@ class Session:
                 self._recall(set(message.leases))
             case ConcurrencyChanged():
                 self.max_inputs = message.concurrency.max_inputs
+                self._slots_untold = self._wanted > 0
                 self._change_slots(actions)
             case SlotsChanged():
                 self._wanted = message.inputs
-                if message.inputs < self.slots:
+                self._slots_untold = True
+                if 0 < message.inputs < self.slots:
                     self._give_back()
                 self._change_slots(actions)
             case ContainerLeaving():
@@ -277,7 +280,9 @@ class Session:
             elif self._closing and (dispatch.credited or self._stopping):
                 if dispatch.credited:
                     self._returned.append(lease)
-            elif len(running) < self.slots and not waiting:
+            elif not waiting and (
+                len(running) < self.slots or (dispatch.payload.format == WEB and len(running) < self.max_inputs)
+            ):
                 running[lease] = dispatch
                 if dispatch.credited:
                     self._unreported[lease] = None
@@ -392,7 +397,6 @@ class Session:
 
     def _change_slots(self, actions: list[Action]) -> None:
         self.slots = min(self.max_inputs, self._wanted or self.max_inputs)
-        self._slots_untold = self._wanted > 0
         self._fill(actions)
 
     def _want_to_leave(self, message: ContainerLeaving) -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 
 from kedge.container.guard import Guard, ThreadGuard
-from kedge.container.jobs import Job
+from kedge.container.job import Job
 
 
 class SlotThreads:

@@ -20,12 +20,16 @@ from kedge.sdk.serializer import MAIN
 
 
 class Snapshot:
-    """Finder on `sys.meta_path` for one module or package, and for the main script under its container name."""
+    """Finder on `sys.meta_path` for what was shipped: a module or package and those that were imported from beside it,
+    and the main script under its container name."""
 
     def __init__(self, code: CodeSpec) -> None:
         self._code = code
         self._top = code.module.partition(".")[0]
         """`python -m boat.main` ships all of `boat`, of which one module is the main one."""
+        self._tops = frozenset([self._top])
+        if code.digest:  # else it is the directory that people work in, where everything is found by the path
+            self._tops |= {os.path.splitext(name)[0] for name in os.listdir(code.root)}
         self._loaders: dict[str, SnapshotLoader] = {}
 
     def find_spec(
@@ -33,9 +37,7 @@ class Snapshot:
     ) -> ModuleSpec | None:
         if name == MAIN and self._code.main:
             return self._spec(name, self._code.module)
-        if name == self._top or name.startswith(self._top + "."):
-            return self._spec(name, name)
-        return None
+        return self._spec(name, name) if name.partition(".")[0] in self._tops else None
 
     @property
     def main_in_package(self) -> str:
@@ -52,7 +54,7 @@ class Snapshot:
                 linecache.cache[shown] = (len(source), None, source.splitlines(keepends=True), shown)
 
     def _spec(self, name: str, stored_as: str) -> ModuleSpec | None:
-        relative = os.path.join(*stored_as.split(".")) if self._code.is_package else stored_as
+        relative = os.path.join(*stored_as.split("."))
         for candidate, is_package in ((os.path.join(relative, "__init__.py"), True), (relative + ".py", False)):
             stored = os.path.join(self._code.root, candidate)
             if os.path.isfile(stored):
@@ -62,13 +64,19 @@ class Snapshot:
                 return importlib.util.spec_from_file_location(
                     name, shown, loader=loader, submodule_search_locations=locations
                 )
+        if os.path.isdir(os.path.join(self._code.root, relative)) and name != self._top:
+            # A namespace package: what is in it is asked for here, too.
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [self._shown(relative)]
+            return spec
         return None
 
     def _shown(self, relative: str) -> str:
         """Where a stored file came from. The origin may be the file, the package's directory, or what holds it."""
         origin = self._code.origin
         if not self._code.is_package:
-            return origin if origin.endswith(".py") else os.path.join(origin, relative)
+            directory = os.path.dirname(origin) if origin.endswith(".py") else origin
+            return os.path.join(directory, relative)
         if os.path.basename(origin) == "__init__.py":
             origin = os.path.dirname(origin)
         if os.path.basename(origin) == self._top:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kedge.model.payload import Payload
@@ -43,12 +43,12 @@ class Stream:
         self._closed = True
         self._awaken()
 
-    def collect(self) -> StreamValues | None:
+    def collect(self) -> Sequence[StreamValues]:
         """What waits for the next frame."""
         if not self._values:
-            return None
+            return ()
         values, self._values = self._values, []
-        return StreamValues(self.call, self.index, self.count - len(values), values)
+        return (StreamValues(self.call, self.index, self.count - len(values), values),)
 
     def _awaken(self) -> None:
         if self._wake is not None:
@@ -87,7 +87,8 @@ class Stream:
             self._credits -= 1
             self.count += 1
             self._values.append(value)
-        self._outbox.leave_values(self, len(value.data))
+            self._outbox.mark(self, len(value.data))
+        self._outbox.soon()
         return True
 
 

@@ -117,7 +117,7 @@ class LoopWatch:
     def _blocker(self) -> InputContext | None:
         """The input whose task, or whose task's task, runs; None where that cannot be told."""
         task: Any = asyncio.current_task(self._executor.loop)
-        jobs = [job for job in self._executor.jobs() if job.task is not None]
+        jobs = [job for job in self._executor.inflight.jobs() if job.task is not None]
         own = [job for job in jobs if job.task is task]
         if own or len(jobs) == 1:
             return (own or jobs)[0].context
@@ -127,7 +127,7 @@ class LoopWatch:
         return None
 
     def _text(self, current: InputContext | None, stack: traceback.StackSummary, seconds: float) -> str:
-        name = next((job.entry.name for job in self._executor.jobs() if job.context is current), "")
+        name = next((job.entry.name for job in self._executor.inflight.jobs() if job.context is current), "")
         who = f"{name} (input {current.id})" if current is not None and name else f"{stack[0].name}()"
         return (
             f"kedge: the event loop has been blocked for {seconds:.1f} s by {who}: every other input of this container "

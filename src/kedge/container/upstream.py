@@ -1,0 +1,187 @@
+"""A server of the user's own behind a port of this machine: started once, waited for, looked after.
+
+Containers share the ports of their machine. So a container claims its port before it starts a server there: one that
+finds the port taken waits for it, and would rather not come up than pass requests on to somebody else's server.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kedge.container.output import say
+from kedge.exception import ExecutionError
+
+FIRST_LOOK_S = 0.005
+LONGEST_LOOK_S = 0.1
+CONNECT_S = 1.0
+"""A server of this machine that takes longer to accept a connection is as good as none."""
+HINT_S = 3.0
+"""How long a function may go on while its server answers already, until somebody is told to return."""
+
+
+class Upstream:
+    def __init__(self, port: int, shown: str) -> None:
+        self.port = port
+        self.host = "127.0.0.1"
+        """Where it was found."""
+        self._shown = shown
+        self._claim: socket.socket | None = None
+
+    def start(self, launch: Callable[[], object], timeout: float) -> None:
+        """Calls `launch`, which starts the server, and waits until that accepts connections."""
+        self._take_port(timeout)
+        returned = threading.Event()
+        threading.Thread(target=self._hint, args=(returned,), name="kedge port", daemon=True).start()
+        try:
+            launch()
+        finally:
+            returned.set()
+        threads = threading.active_count()
+        for _ in _looks(timeout):
+            if self.accepts():
+                return
+            if _is_hopeless(threads):
+                break
+        raise ExecutionError(self._why_not(timeout))
+
+    def accepts(self) -> bool:
+        """Whether something listens there."""
+        for host in dict.fromkeys((self.host, "127.0.0.1", "::1", *_listening(self.port))):
+            try:
+                socket.create_connection((host, self.port), CONNECT_S).close()
+            except OSError:
+                continue
+            self.host = host
+            return True
+        return False
+
+    def obituary(self) -> str:
+        """What is known of why it does not answer any more."""
+        dead = _dead_child()
+        return f"; {dead}" if dead else ""
+
+    def _take_port(self, timeout: float) -> None:
+        problem = ""
+        for _ in _looks(timeout):
+            problem = self._claim_port()
+            if not problem:
+                return
+        raise ExecutionError(
+            f"{problem} when {self._shown} was to start its server there, and still after {timeout:g} s. Containers "
+            f"share the ports of their machine: use another port, or write max_containers=1 to have one container"
+        )
+
+    def _claim_port(self) -> str:
+        """Makes the port ours; else why not."""
+        if self._claim is None and sys.platform == "linux":
+            claim = socket.socket(socket.AF_UNIX)
+            try:
+                claim.bind(f"\0kedge port {self.port}")  # without a file: it ends with its process, however that ends
+            except OSError:
+                claim.close()
+                return f"another container had port {self.port}"
+            self._claim = claim
+        return f"something else listened on port {self.port}" if self.accepts() else ""
+
+    def _hint(self, returned: threading.Event) -> None:
+        """A function that runs the server instead of starting it never returns."""
+        while not returned.wait(HINT_S):
+            if self.accepts():
+                if not returned.wait(HINT_S):
+                    say(
+                        f"port {self.port} accepts connections, but {self._shown} has not returned: the container "
+                        f"cannot answer before it does. Start the server in the background, with subprocess.Popen or "
+                        f"in a thread"
+                    )
+                return
+
+    def _why_not(self, timeout: float) -> str:
+        dead = _dead_child()
+        children = _children()
+        if dead:
+            why = f"{dead}; what it printed is in the log"
+        elif children:
+            why = (
+                f"{', '.join(children)} runs. Does it listen on another port, or need more time? Then write "
+                f"startup_timeout={timeout * 4:g}"
+            )
+        else:
+            why = "it has started no process that still runs. A server in a thread may need more time: startup_timeout="
+        return f"nothing listened on port {self.port} within {timeout:g} s after {self._shown} had returned: {why}"
+
+
+def _looks(timeout: float) -> Iterator[None]:
+    """One pass at once, and others until the time is over."""
+    deadline, pause = time.monotonic() + timeout, FIRST_LOOK_S
+    yield
+    while time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(pause * 1.5, LONGEST_LOOK_S)
+        yield
+
+
+def _listening(port: int) -> list[str]:
+    """Addresses of this machine at which somebody listens on a port."""
+    found = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            address, _, number = line.split()[1].partition(":")
+            if line.split()[3] == "0A" and int(number, 16) == port:
+                words = [bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8)]
+                raw = b"".join(words)
+                if any(raw):
+                    found.append(socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw))
+    return found
+
+
+def _is_hopeless(threads: int) -> bool:
+    """Whether all that was started has ended, and badly."""
+    return bool(_dead_child(badly=True)) and not _children() and threading.active_count() <= threads
+
+
+def _dead_child(badly: bool = False) -> str:
+    """`the process python (7) has exited with code 1`, where a child has ended that nobody has asked for yet."""
+    try:
+        status = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (ChildProcessError, AttributeError):
+        return ""
+    if status is None or (badly and status.si_status == 0):
+        return ""
+    how = "exited with code" if status.si_code == os.CLD_EXITED else "been ended by signal"
+    return f"the process {_name(status.si_pid)} has {how} {status.si_status}"
+
+
+def _children() -> list[str]:
+    """Processes that this one has started and that run."""
+    found = []
+    for thread in Path("/proc/self/task").glob("*/children"):
+        try:
+            numbers = thread.read_text().split()
+        except OSError:
+            continue
+        found += [_name(int(number)) for number in numbers if _state(int(number)) != "Z"]
+    return found
+
+
+def _name(process: int) -> str:
+    try:
+        return f"{Path(f'/proc/{process}/comm').read_text().strip()} ({process})"
+    except OSError:
+        return str(process)
+
+
+def _state(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "Z"
