@@ -23,6 +23,15 @@ def plane() -> Iterator[FakePlane]:
 
 
 @pytest.fixture
+def far_plane() -> Iterator[FakePlane]:
+    """A plane that is reached over TCP, as if it were on another machine."""
+    with tempfile.TemporaryDirectory(prefix="kedge") as home:
+        made = FakePlane(home, over_tcp=True)
+        yield made
+        made.close()
+
+
+@pytest.fixture
 def client(plane: FakePlane) -> Iterator[Client]:
     """The current client of this process, connected to `plane`."""
     made = Client(plane.address)

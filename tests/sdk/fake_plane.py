@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from kedge.core.routes import routes_of
 from kedge.model import protocol as p
+from kedge.model.ids import deployment_id, function_id
 from kedge.model.payload import FAILURE, TERMINATED, ErrorInfo, Payload, Result
 from kedge.sdk.blobs import BlobStore
 from kedge.sdk.serializer import error_info, from_payload, to_payload
@@ -24,9 +26,12 @@ PATIENCE_S = 30.0
 
 
 class FakePlane:
-    def __init__(self, home: str, functions: dict[str, Callable[..., Any]] | None = None) -> None:
+    def __init__(
+        self, home: str, functions: dict[str, Callable[..., Any]] | None = None, *, over_tcp: bool = False
+    ) -> None:
         self.home = home
         self.address = os.path.join(home, "plane.sock")
+        self._over_tcp = over_tcp
         self.blobs = BlobStore(home)
         self.functions = functions or {}
         self.said: list[Any] = []
@@ -41,6 +46,13 @@ class FakePlane:
         self.retry_after = 0.01
         self.streams: dict[str, int] = {}
         """Credits that clients have given, by call."""
+        self.web = ""
+        """Where it answers requests, as it says to who connects."""
+        self.deployed: dict[tuple[str, str], p.AppDeployed] = {}
+        """What was deployed last, by environment and name."""
+        self.refuse_deploy: p.ErrorInfo | None = None
+        self.code: dict[str, list[tuple[str, bytes]]] = {}
+        """Files that were uploaded, by digest."""
         self._changed = threading.Condition()
         self._links: list[BlockingConnection] = []
         self._by_call: dict[str, BlockingConnection] = {}
@@ -52,8 +64,10 @@ class FakePlane:
     # ------------------------------------------------------------ for tests
 
     def listen(self) -> None:
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.address)
+        self._listener = socket.socket(socket.AF_INET if self._over_tcp else socket.AF_UNIX)
+        self._listener.bind(("127.0.0.1", 0) if self._over_tcp else self.address)
+        if self._over_tcp:
+            self.address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self._listener.listen(64)
         self._start(self._accept, self._listener)
 
@@ -63,7 +77,8 @@ class FakePlane:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
             self._listener = None
-            os.unlink(self.address)
+            if not self._over_tcp:
+                os.unlink(self.address)
         self.disconnect()
 
     def disconnect(self) -> None:
@@ -133,7 +148,8 @@ class FakePlane:
                 link.send([p.Refused(self.refuse_hello)])
                 return
             self.welcomed += 1
-            link.send([p.Welcome(f"se-{self.welcomed}", home=self.home)])
+            domain = self.web.replace("http://127.0.0.1", "localhost")
+            link.send([p.Welcome(f"se-{self.welcomed}", home=self.home, web=self.web, web_domain=domain)])
             self._hear(rest, link)
             while True:
                 self._hear(link.receive(), link)
@@ -261,6 +277,51 @@ class FakePlane:
 
     def _on_AppCreated(self, message: p.AppCreated, link: BlockingConnection) -> None:
         link.send([p.Reply(message.request, {"app": message.app.app})])
+
+    def _on_AppDeployed(self, message: p.AppDeployed, link: BlockingConnection) -> None:
+        if self.refuse_deploy is not None:
+            link.send([p.Reply(message.request, None, self.refuse_deploy)])
+            return
+        spec = message.app
+        self.deployed[spec.environment_name, spec.name] = message
+        labels = {route.name: route.label for route in routes_of(spec)}
+        value = {"app": deployment_id(spec.environment_name, spec.name), "version": len(self.heard(p.AppDeployed))}
+        link.send([p.Notice(spec.app, "f is up", "deploy"), p.Reply(message.request, {**value, "labels": labels})])
+
+    def _on_FunctionRequested(self, message: p.FunctionRequested, link: BlockingConnection) -> None:
+        found = self.deployed.get((message.environment, message.app))
+        for deployed in self.deployed.values():
+            spec = deployed.app
+            if message.function.startswith(function_id(deployment_id(spec.environment_name, spec.name), "")):
+                found = deployed
+        if found is None:
+            there = ", ".join(name for _, name in self.deployed) or "nothing"
+            self._not_found(link, message, f"no app {message.app!r} is deployed; deployed there: {there}. Deploy it")
+            return
+        spec = found.app
+        id = deployment_id(spec.environment_name, spec.name)
+        name = message.name or message.function.removeprefix(function_id(id, ""))
+        value = {"app": id, "name": spec.name, "environment": spec.environment_name, "version": 1}
+        value["labels"] = {route.method: route.label for route in routes_of(spec) if name in route.name}
+        if message.version is not None:
+            value |= {"app": f"ap-v{message.version}", "version": message.version}
+        if name:
+            function = next((function for function in spec.functions if function.name == name), None)
+            if function is None:
+                there = ", ".join(function.name for function in spec.functions)
+                self._not_found(link, message, f"the app {spec.name} has no function or class {name!r}; it has {there}")
+                return
+            value["spec"] = function
+        link.send([p.Reply(message.request, value)])
+
+    def _not_found(self, link: BlockingConnection, message: Any, text: str) -> None:
+        link.send([p.Reply(message.request, None, ErrorInfo("NotFoundError", text))])
+
+    def _on_CodeUploaded(self, message: p.CodeUploaded, link: BlockingConnection) -> None:
+        arrived = self.code.setdefault(message.digest, [])
+        arrived += message.files
+        if message.last:
+            link.send([p.Reply(message.request, {"root": f"/there/{message.digest}" if arrived else ""})])
 
     def _on_AppStopped(self, message: p.AppStopped, link: BlockingConnection) -> None:
         link.send([p.Reply(message.request, {"app": message.app})])

@@ -22,8 +22,8 @@ def square(x: int) -> int:
 class Running:
     """What the runner gives back."""
 
-    def __init__(self, app: kedge.App, detach: bool, name: str | None) -> None:
-        self.app, self.detach, self.name = app, detach, name
+    def __init__(self, app: kedge.App, detach: bool, name: str | None, environment: str | None) -> None:
+        self.app, self.detach, self.name, self.environment = app, detach, name, environment
         self.closed = 0
 
     def close(self) -> None:
@@ -38,13 +38,15 @@ class Running:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Running]:
     made: list[Running] = []
 
-    def run_app(app: kedge.App, *, detach: bool = False, name: str | None = None) -> Running:
+    def run_app(
+        app: kedge.App, *, detach: bool = False, name: str | None = None, environment_name: str | None = None
+    ) -> Running:
         app.started(f"ap-{len(made)}")
-        made.append(Running(app, detach, name))
+        made.append(Running(app, detach, name, environment_name))
         return made[-1]
 
-    async def run_app_async(app: kedge.App, *, detach: bool = False, name: str | None = None) -> Running:
-        return run_app(app, detach=detach, name=name)
+    async def run_app_async(app: kedge.App, **settings: Any) -> Running:
+        return run_app(app, **settings)
 
     monkeypatch.setattr(kedge.sdk.runner, "run_app", run_app)
     monkeypatch.setattr(kedge.sdk.runner, "run_app_async", run_app_async)
@@ -54,10 +56,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Running]:
 def test_run_starts_and_stops(started: list[Running]) -> None:
     app = kedge.App("mine")
     handle = app.function()(square)
-    with app.run(detach=True, name="other") as entered:
+    with app.run(detach=True, name="other", environment_name="testing") as entered:
         assert entered is app
         assert (app.app_id, handle.target().app) == ("ap-0", "ap-0")
-        assert (started[0].detach, started[0].name) == (True, "other")
+        assert (started[0].detach, started[0].name, started[0].environment) == (True, "other", "testing")
         with pytest.raises(ExecutionError, match="runs already; leave the first"), app.run():
             pass
     assert started[0].closed == 1
@@ -141,11 +143,36 @@ def test_names_and_later_parts() -> None:
     with pytest.raises(InvalidError, match="App: name may hold letters, digits"):
         kedge.App("my app")
     app: Any = kedge.App("x")
-    for use in (app.deploy, lambda: kedge.App.lookup("x"), lambda: app.set_tags, lambda: app.run(interactive=True)):
+    for use in (lambda: app.get_dashboard_url, lambda: app.logs, lambda: app.run(interactive=True)):
         with pytest.raises(UnavailableError, match="does not exist in this version of kedge yet"):
             use()
     with pytest.raises(AttributeError, match="App has no attribute 'functoin'"):
         _ = app.functoin
+
+
+def test_labels_can_be_set_and_read() -> None:
+    app = kedge.App(tags={"team": "sea"})
+    assert app.get_tags() == {"team": "sea"}
+    app.set_tags({"stage": "new"})
+    assert app.get_tags() == {"stage": "new"}
+    with pytest.raises(InvalidError, match=r"App.set_tags: tags: stage must be a string, not 3"):
+        app.set_tags({"stage": 3})  # type: ignore[dict-item]
+
+
+def test_a_deployed_app_runs_beside_itself(started: list[Running]) -> None:
+    """While a run goes on its handles mean the run, before and after it what is deployed."""
+    app = kedge.App("mine")
+    handle = app.function()(square)
+    app.deployed("ap-77", 2)
+    assert (app.app_id, handle.target().app, app.runs) == ("ap-77", "ap-77", False)
+    assert pickle.loads(pickle.dumps(app)).app_id == "ap-77"
+    with app.run():
+        assert handle.target().app == "ap-0"
+    assert handle.target().app == "ap-77"
+    part = kedge.App("part")
+    other = part.function(name="other")(square)
+    app.include(part)
+    assert other.target().app == "ap-77"
 
 
 def test_a_pickled_app_is_the_running_one() -> None:

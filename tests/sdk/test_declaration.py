@@ -39,7 +39,7 @@ def declared(**settings: Any) -> FunctionSpec:
 
 
 def test_every_keyword_sets_a_field_or_is_refused_or_is_an_old_spelling() -> None:
-    apart = {"serialized", "schedule", "secrets", "volumes", "network_file_systems", "proxy"}
+    apart = {"serialized", "secrets", "volumes", "network_file_systems", "proxy"}
     assert set(options.FUNCTION_KEYWORDS) == {*options.FIELDS, *options.OLD, *apart}
     assert set(options.FIELDS.values()) <= set(FunctionSpec.__struct_fields__)
     assert set(options.OLD.values()) - {"min_containers", "scaledown_window"} <= set(FunctionSpec.__struct_fields__)
@@ -180,8 +180,6 @@ def test_values_that_cannot_work_are_refused_before_the_function_is_seen(
     [
         ({"secrets": [kedge.Secret.from_name("openai")]}, r"secrets= \(Secret 'openai'\)"),
         ({"volumes": {"/data": kedge.Volume.from_name("weights")}}, r"volumes= \(Volume 'weights'\)"),
-        ({"schedule": kedge.Cron("5 4 * * *")}, r"schedule= \(Cron\('5 4 \* \* \*', timezone='UTC'\)\)"),
-        ({"schedule": kedge.Period(hours=4)}, r"schedule= \(Period\(hours=4\)\)"),
         ({"network_file_systems": {"/x": object()}}, r"network_file_systems="),
         ({"proxy": object()}, r"proxy="),
     ],

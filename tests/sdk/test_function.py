@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
@@ -12,7 +14,7 @@ import pytest
 from msgspec import structs
 
 import kedge
-from kedge.exception import AsyncUsageWarning, ExecutionError, InvalidError, UnavailableError
+from kedge.exception import AsyncUsageWarning, ExecutionError, InvalidError
 from kedge.model.spec import Batching, Concurrency
 from kedge.sdk import context
 from kedge.sdk.target import Target
@@ -142,6 +144,13 @@ def test_a_blocking_call_in_a_running_loop_warns_and_names_aio(recorder: Recorde
     assert recorder.calls[0][0] == "call"
 
 
+def test_a_call_beside_a_thread_that_imports_asyncio(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module is in sys.modules before anything is in the module."""
+    monkeypatch.setitem(sys.modules, "asyncio", ModuleType("asyncio"))
+    running().function()(square).remote(3)
+    assert recorder.calls[0][0] == "call"
+
+
 def test_a_blocking_map_in_a_running_loop_warns_too(recorder: Recorder) -> None:
     handle = running().function()(square)
 
@@ -177,18 +186,13 @@ def test_iterators_are_checked() -> None:
         handle.map(3)  # type: ignore[arg-type]
 
 
-def test_web_functions_say_that_serving_comes_later() -> None:
+def test_web_functions_are_not_called() -> None:
     app = running()
     handle: Any = app.function(serialized=True, name="web")(kedge.asgi_app()(lambda: "app"))
     assert handle.local() == "app"
     with pytest.raises(InvalidError, match=r"web is a web function \(@kedge.asgi_app\): .remote\(…\) cannot call it"):
         handle.remote()
-    with pytest.raises(UnavailableError, match=r"The address of web"):
-        handle.get_web_url()
-    with pytest.raises(
-        UnavailableError, match=r"App\('fake'\) has web functions \(web\), and serving HTTP does not exist"
-    ):
-        app.function_specs()
+    assert [spec.name for spec in app.function_specs()] == ["web"]
 
 
 def test_batched_functions_take_lists_here_and_single_values_from_callers() -> None:
@@ -208,12 +212,6 @@ def test_a_batched_function_cannot_be_declared_a_generator() -> None:
         running().function(serialized=True, name="b", is_generator=True)(
             kedge.batched(max_batch_size=2, wait_ms=1)(lambda xs: xs)  # type: ignore[call-overload]
         )
-
-
-def test_deployed_handles_come_later() -> None:
-    for lookup in (lambda: kedge.Function.from_name("a", "f"), lambda: kedge.Cls.from_name("a", "C")):
-        with pytest.raises(UnavailableError, match="deploying apps does not exist in this version of kedge yet"):
-            lookup()
 
 
 # ---------------------------------------------------------------- variants

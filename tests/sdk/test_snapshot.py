@@ -16,6 +16,7 @@ from kedge.exception import Error, ModuleNotMountable
 from kedge.model.payload import Payload
 from kedge.model.spec import CodeSpec, FunctionSpec
 from kedge.sdk import alias, snapshot
+from kedge.wire.source import digest_of
 
 
 @pytest.fixture
@@ -78,6 +79,49 @@ def test_a_package_is_shipped_from_its_top_without_what_is_no_code(project: Path
         "shop_pkg/deep/more.py",
         "shop_pkg/tasks.py",
     ]
+
+
+def test_what_was_imported_from_beside_goes_along(project: Path, tmp_path: Path) -> None:
+    """A version that was deployed stays what it was when these files change."""
+    code = take(tmp_path, "shop_single", "shop_pkg.tasks")
+    assert (code.module, code.is_package) == ("shop_single", False)
+    assert "shop_pkg/tasks.py" in stored(code)
+    assert "shop_pkg/data.json" in stored(code)
+    assert "shop_pkg/weights.bin" not in stored(code)
+    assert digest_of(snapshot.stored_files(code)) == code.digest
+    (project / "shop_pkg" / "tasks.py").write_text("VALUE = 2")
+    assert take(tmp_path, "shop_single").digest != code.digest
+    other = take(tmp_path, "shop_pkg")
+    assert other.module == "shop_pkg"
+    assert "shop_single.py" in stored(other)
+    assert digest_of(snapshot.stored_files(other)) == other.digest
+
+
+def test_what_came_from_elsewhere_or_under_another_name_does_not(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop_elsewhere.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("shop_elsewhere")
+    monkeypatch.setitem(sys.modules, "shop_alias", importlib.import_module("shop_single"))
+    code = take(tmp_path, "shop_pkg")
+    assert not [name for name in stored(code) if "elsewhere" in name or "alias" in name]
+
+
+def test_a_namespace_package_beside_goes_along(project: Path, tmp_path: Path) -> None:
+    (project / "shop_space").mkdir()
+    (project / "shop_space" / "part.py").write_text("")
+    importlib.invalidate_caches()
+    importlib.import_module("shop_space.part")
+    assert stored(take(tmp_path, "shop_single")) == ["shop_single.py", "shop_space/part.py"]
+
+
+def test_what_is_too_much_beside_stays_where_it_is(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "FILE_LIMIT", 2)
+    importlib.import_module("shop_pkg")
+    assert stored(take(tmp_path, "shop_single")) == ["shop_single.py"]
 
 
 def test_equal_code_is_stored_once_and_changed_code_beside_it(project: Path, tmp_path: Path) -> None:

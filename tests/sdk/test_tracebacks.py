@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import sys
 import traceback
@@ -16,7 +17,7 @@ from kedge import exception
 from kedge.model.payload import FAILURE, INIT_FAILURE, INTERNAL_FAILURE, TERMINATED, TIMEOUT, ErrorInfo
 from kedge.sdk import serializer
 from kedge.sdk.serializer import MESSAGE_LIMIT, error_info, to_exception
-from kedge.sdk.tracebacks import FRAME_LIMIT, TEXT_LIMIT
+from kedge.sdk.tracebacks import FRAME_LIMIT, TEXT_LIMIT, user_frames
 
 
 class Odd(Exception):
@@ -95,6 +96,20 @@ def test_only_frames_of_the_user_travel() -> None:
     info = info_of(lambda: serializer.by_value_payload(sys._getframe(), None))
     assert [frame[2] for frame in info.frames] == ["info_of", "<lambda>"]
     assert "serializer.py" not in info.traceback
+
+
+@pytest.mark.parametrize(
+    ("files", "kept"),
+    [
+        (["/x/site-packages/web/app.py", "/x/dist-packages/web/route.py", "shop.py", "/x/site-packages/db.py"], 2),
+        (["/x/site-packages/web/app.py", contextlib.__file__, "shop.py"], 1),
+        (["/x/site-packages/web/app.py", "/x/site-packages/web/route.py"], 2),
+        (["shop.py", "/x/site-packages/web/app.py", "shop.py"], 3),
+    ],
+)
+def test_frames_of_a_framework_that_lead_to_the_user_s_code_say_nothing(files: list[str], kept: int) -> None:
+    frames = [traceback.FrameSummary(file, 1, "f", lookup_line=False) for file in files]
+    assert user_frames(frames) == frames[-kept:]
 
 
 def test_an_exception_that_cannot_be_rebuilt_is_shown_as_text() -> None:

@@ -147,12 +147,25 @@ async def concurrently() -> None:
         assert_type(text, str)
     async with app.run() as running:
         assert_type(running, kedge.App)
+    assert_type(await app.deploy.aio(tag="v1"), kedge.App)
+    assert_type(await kedge.App.lookup.aio("shop"), kedge.App)
+    assert_type(await square.get_web_url.aio(), str | None)
     await square.update_autoscaler.aio(min_containers=1)
     await square.update_concurrency.aio(target_inputs=5)
 
 
 def take(function: kedge.Function[[int], float], any_function: kedge.Function[..., Any]) -> float:
     return function.remote(3)
+
+
+def deployed() -> None:
+    assert_type(app.deploy(), kedge.App)
+    assert_type(kedge.App.lookup("shop"), kedge.App)
+    assert_type(square.get_web_url(), str | None)
+    found = kedge.Function.from_name("shop", "square")
+    assert_type(found, kedge.Function[..., Any, Any])
+    assert_type(found.with_options(timeout=5), kedge.Function[..., Any, Any])
+    assert_type(kedge.Cls.from_name("shop", "Model"), kedge.Cls)
 
 
 with app.run(detach=True) as running, kedge.enable_output():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar, Unpack, dataclass_transform
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, dataclass_transform
 
 from msgspec import structs
 
@@ -20,6 +20,7 @@ from kedge.sdk import context, options, registry, validation
 from kedge.sdk.app_run import AppRun
 from kedge.sdk.cls import Cls
 from kedge.sdk.declaration import Declaration, is_interactive
+from kedge.sdk.deployable import Deployable
 from kedge.sdk.entrypoint import LocalEntrypoint
 from kedge.sdk.function import Function
 from kedge.sdk.image import Image
@@ -37,7 +38,7 @@ CODE_WARNING = 256 * 1024
 CODE_LIMIT = 16 * 1024 * 1024
 
 
-class App:
+class App(Deployable):
     """Functions and classes that run together.
 
     Args:
@@ -120,7 +121,9 @@ class App:
             enable_memory_snapshot, include_source, nonpreemptible, block_network, restrict_modal_access, i6pn, cloud,
                 region, routing_region: accepted and carried along.
             experimental_options: `{"preload": ["torch"]}` names modules that a fork server should hold.
-            schedule, secrets, volumes, network_file_systems, proxy: do not exist yet and are refused.
+            schedule: `kedge.Cron` or `kedge.Period`: while the app is deployed, the function runs by itself at these
+                times, without arguments.
+            secrets, volumes, network_file_systems, proxy: do not exist yet and are refused.
 
         Example:
             @app.function(cpu=2.0, memory="4Gi", timeout=600)
@@ -244,21 +247,20 @@ class App:
 
     @property
     def app_id(self) -> str | None:
-        """The id while it runs."""
-        return self._id
+        """The id while it runs, or under which it is deployed."""
+        return self._id or self._deployment
+
+    @property
+    def runs(self) -> bool:
+        """Whether we are inside of its `with app.run():`."""
+        return self._id is not None
 
     @property
     def description(self) -> str | None:
         return self.name
 
     def function_specs(self) -> tuple[FunctionSpec, ...]:
-        """Everything declared, ready to be sent: code that goes by value is pickled now.
-
-        Raises UnavailableError where something is declared that this version cannot serve: web functions.
-        """
-        if web := self.registered_web_endpoints:
-            instead = "Call plain functions with .remote(), or remove the web decorators to run the rest of the app."
-            refuse(f"{self} has web functions ({', '.join(web)}), and serving HTTP", instead)
+        """Everything declared, ready to be sent: code that goes by value is pickled now."""
         self._payloads.clear()
         return tuple(handle.app.complete(handle.spec) for handle in self._handles.values())
 
@@ -292,6 +294,7 @@ class App:
         Args:
             name: Another name for this run.
             detach: The app goes on after the block, and after the program.
+            environment_name: Default: `KEDGE_ENVIRONMENT`, else the profile's, else "main".
 
         Example:
             with app.run():
@@ -299,18 +302,18 @@ class App:
         """
         if interactive:
             refuse("app.run(interactive=True)")
-        return AppRun(self, name, detach)
+        return AppRun(self, name, detach, environment_name)
 
     def require_id(self, callee: str) -> str:
         """The id under which it runs; ExecutionError says why a call of `callee` is not possible."""
-        found = self._id or self._find_id()
+        found = self._id or self._deployment or self._find_id()
         if found is None:
             raise ExecutionError(self._reason(callee))
         return found
 
     def _find_id(self) -> str | None:
         for host in self._hosts:
-            found = host._id or host._find_id()
+            found = host._id or host._deployment or host._find_id()
             if found is not None:
                 return found
         here = context.container()
@@ -330,7 +333,8 @@ class App:
             return f"{callee} cannot be called any more: {self} {self._ended}. Call it inside of `with app.run():`"
         return (
             f"{callee} cannot be called yet: {self} is not running. Start the program with `kedge run`, or call it "
-            f"inside of `with app.run():`; {callee}.local(…) runs it here"
+            f"inside of `with app.run():`; {callee}.local(…) runs it here. Where the app is deployed, "
+            f"kedge.Function.from_name(…) and kedge.Cls.from_name(…) find it"
         )
 
     def started(self, app_id: str) -> None:
@@ -343,20 +347,11 @@ class App:
         self._id = None
         self._ended = reason
 
-    def deploy(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Keeps the app running without a caller. Comes in a later version."""
-        refuse("App.deploy", "Use app.run(detach=True) or `kedge run --detach`.")
-
-    @staticmethod
-    def lookup(name: str, **kwargs: Any) -> App:
-        """The handle of a deployed app. Comes in a later version."""
-        refuse(f"App.lookup({name!r}): deploying apps", "Import the app and use `with app.run():`.")
-
     def __repr__(self) -> str:
         return f"App({self.name!r})" if self.name else "App()"
 
     def __reduce__(self) -> Any:
-        return _restore_app, (self.name, self._id or self._find_id())
+        return _restore_app, (self.name, self._id or self._deployment or self._find_id())
 
     def __getattr__(self, name: str) -> Any:
         if name in _LATER:
@@ -366,9 +361,6 @@ class App:
 
 _LATER = frozenset(
     [
-        "set_tags",
-        "get_tags",
-        "stop",
         "info",
         "stats",
         "logs",

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 class AppRun:
     """`app.run()`: enter it with `with` or `async with`."""
 
-    def __init__(self, app: App, name: str | None, detach: bool) -> None:
+    def __init__(self, app: App, name: str | None, detach: bool, environment_name: str | None = None) -> None:
         self._app = app
         self._name = name
         self._detach = detach
+        self._environment = environment_name
         self._running: RunningApp | None = None
 
     def _check(self) -> None:
@@ -27,14 +28,16 @@ class AppRun:
                 f"{self._app} runs already: this is one of its containers, which imports the file. Put what starts the "
                 f"program under `if __name__ == '__main__':`; inside of a function, call other functions directly"
             )
-        if self._app.app_id is not None:
+        if self._app.runs:
             raise ExecutionError(f"{self._app} runs already; leave the first `with app.run():` before the second")
 
     def __enter__(self) -> App:
         from kedge.sdk import runner
 
         self._check()
-        self._running = runner.run_app(self._app, detach=self._detach, name=self._name)
+        self._running = runner.run_app(
+            self._app, detach=self._detach, name=self._name, environment_name=self._environment
+        )
         return self._app
 
     def __exit__(self, *exc_info: object) -> None:
@@ -45,7 +48,9 @@ class AppRun:
         from kedge.sdk import runner
 
         self._check()
-        self._running = await runner.run_app_async(self._app, detach=self._detach, name=self._name)
+        self._running = await runner.run_app_async(
+            self._app, detach=self._detach, name=self._name, environment_name=self._environment
+        )
         return self._app
 
     async def __aexit__(self, *exc_info: object) -> None:

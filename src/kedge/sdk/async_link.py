@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 from kedge import exception
-from kedge.model.protocol import CallCancelled, SessionClosed, ToClient
+from kedge.model.protocol import CallCancelled, SessionClosed, ToClient, Welcome
 from kedge.sdk.blobs import BlobStore
 from kedge.sdk.calls import Pending, Registry, Request
 from kedge.sdk.link import (
@@ -22,9 +22,10 @@ from kedge.sdk.link import (
     blobs_of,
     heard,
     hello,
+    no_answer,
     welcomed,
 )
-from kedge.wire.transport import AsyncConnection, ConnectionLost, split_tcp
+from kedge.wire.transport import AsyncConnection, ConnectionLost, is_tls, split_tcp
 
 if TYPE_CHECKING:
     from kedge.sdk.client import Client
@@ -36,12 +37,13 @@ class AsyncLink:
     def __init__(self, client: Client) -> None:
         self._client = client
         self.registry = Registry(heard)
-        self.session = ""
+        self.welcome = Welcome("")
+        """What the server said about itself when the connection was made last."""
         self.opened = False
         self.closed = False
         self._opening = asyncio.Lock()
         self._connection: AsyncConnection | None = None
-        self._welcome: asyncio.Future[Any] | None = None
+        self._first: asyncio.Future[Any] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
         self._guard: AsyncGenerator[None, None] | None = None
 
@@ -52,9 +54,7 @@ class AsyncLink:
             try:
                 self._connection = await self._connect()
             except (OSError, ConnectionLost) as error:
-                raise exception.ConnectionError(
-                    f"no kedge server answers at {self._client.address}: {error}"
-                ) from error
+                raise no_answer(self._client, error) from error
             self.opened = True
             self._guard = _until_the_loop_ends(self)
             await anext(self._guard)
@@ -125,39 +125,39 @@ class AsyncLink:
 
     async def _connect(self) -> AsyncConnection:
         loop = asyncio.get_running_loop()
-        self._welcome = loop.create_future()
+        self._first = loop.create_future()
 
         def make() -> AsyncConnection:
             return AsyncConnection(ToClient, self._received, self._lost)
 
         host, port = split_tcp(self._client.address)
         if port:
-            _, connection = await loop.create_connection(make, host, port)
+            _, connection = await loop.create_connection(make, host, port, ssl=_encryption(self._client))
         else:
             _, connection = await loop.create_unix_connection(make, self._client.address)
         try:
             connection.send(hello(self._client.token))
             async with asyncio.timeout(HANDSHAKE_S):
-                welcome = welcomed(await self._welcome, self._client.address)
+                welcome = welcomed(await self._first, self._client.address)
         except TimeoutError:
             connection.close("no answer")
             raise ConnectionLost(f"no answer within {HANDSHAKE_S:g} s") from None
         except BaseException:
             connection.close("refused")
             raise
-        self.session = welcome.session
+        self.welcome = welcome
         self.registry.blobs = blobs_of(welcome, self._client.address)
         return connection
 
     def _received(self, connection: AsyncConnection, messages: list[Any]) -> None:
-        if self._welcome is not None and not self._welcome.done():
-            self._welcome.set_result(messages[0])
+        if self._first is not None and not self._first.done():
+            self._first.set_result(messages[0])
             messages = messages[1:]
         self.registry.dispatch(messages)
 
     def _lost(self, connection: AsyncConnection, reason: str) -> None:
-        if self._welcome is not None and not self._welcome.done():
-            self._welcome.set_exception(ConnectionLost(reason))
+        if self._first is not None and not self._first.done():
+            self._first.set_exception(ConnectionLost(reason))
         if self.closed or connection is not self._connection:
             return
         self._connection = None
@@ -184,6 +184,14 @@ class AsyncLink:
         waited = hopeless or f"it could not be reached again for {RECONNECT_S:g} s"
         text = f"the kedge server at {self._client.address} was lost ({reason}): {waited}"
         self.registry.fail(lambda: exception.ConnectionError(text))
+
+
+def _encryption(client: Client) -> Any:
+    if not (client.tls_ca or is_tls(client.address)):
+        return None
+    from kedge.wire import tls
+
+    return tls.context_for(client.tls_ca)
 
 
 async def _until_the_loop_ends(link: AsyncLink) -> AsyncGenerator[None, None]:

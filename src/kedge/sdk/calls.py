@@ -168,14 +168,18 @@ class Collector(Pending):
 
 
 class Request(Pending):
-    """A question with one answer."""
+    """A question with one answer. `explain` makes the exception of an answer that is an error."""
 
-    __slots__ = ("message", "value")
+    __slots__ = ("explain", "message", "value")
 
-    def __init__(self, message: Any) -> None:
+    def __init__(self, message: Any, explain: Callable[[ErrorInfo], Exception] = to_exception) -> None:
         super().__init__()
         self.message = message
+        self.explain = explain
         self.value: Any = None
+
+    def refuse(self, error: ErrorInfo) -> None:
+        self.fail(self.explain(error))
 
     def resend(self) -> list[Any]:
         return [self.message]

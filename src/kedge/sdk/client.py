@@ -17,10 +17,10 @@ from typing import Any
 
 from kedge import exception
 from kedge.model.ids import CALL
-from kedge.model.protocol import AppCreated
+from kedge.model.protocol import AppCreated, Welcome
 from kedge.sdk import context
 from kedge.sdk.async_link import AsyncLink
-from kedge.sdk.link import Link
+from kedge.sdk.link import Link, greet
 
 
 class _CallIds:
@@ -46,6 +46,8 @@ class Client:
     Args:
         address: Path of a Unix socket, or `tcp://host:port`.
         token: What a server behind TCP asks for.
+        tls_ca: A file of certificates that the server's is checked against. With `tcps://`, the default is what this
+            machine trusts.
 
     Example:
         client = Client.connect("/run/kedge/plane.sock")
@@ -53,9 +55,10 @@ class Client:
         client.close()
     """
 
-    def __init__(self, address: str, token: str = "") -> None:
+    def __init__(self, address: str, token: str = "", tls_ca: str = "") -> None:
         self.address = address
         self.token = token
+        self.tls_ca = tls_ca
         self.apps: dict[str, AppCreated] = {}
         """Apps that live as long as this process: announced again after a reconnect."""
         self.lost: Callable[[], str] = lambda: ""
@@ -65,9 +68,9 @@ class Client:
         self._links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncLink] = weakref.WeakKeyDictionary()
 
     @classmethod
-    def connect(cls, address: str, token: str = "") -> Client:
+    def connect(cls, address: str, token: str = "", tls_ca: str = "") -> Client:
         """A client whose blocking connection is up; ConnectionError or AuthError where that fails."""
-        client = cls(address, token)
+        client = cls(address, token, tls_ca)
         client.link()
         return client
 
@@ -107,6 +110,29 @@ class Client:
     async def request_async(self, make: Callable[[int], Any]) -> Any:
         link = await self.async_link()
         return await link.request(make)
+
+    def web(self) -> str:
+        """Where the server answers HTTP requests: `http://127.0.0.1:5334`. ExecutionError where it does not."""
+        return self._answering(self.greeting(self.link().welcome))
+
+    async def web_async(self) -> str:
+        """`web` for event loops."""
+        link = await self.async_link()
+        greeting = link.welcome if link.welcome.web else await asyncio.to_thread(self.greeting, link.welcome)
+        return self._answering(greeting)
+
+    def greeting(self, last: Welcome) -> Welcome:
+        """What the server says about itself, with its address for requests: where it had none when the connection was
+        made, it is asked again."""
+        return last if last.web else greet(self)
+
+    def _answering(self, greeting: Welcome) -> str:
+        if not greeting.web:
+            raise exception.ExecutionError(
+                f"the kedge server at {self.address} answers no HTTP requests; start it with an address for them "
+                "(`kedge server start --help`)"
+            )
+        return greeting.web
 
     def nudge(self) -> None:
         """See the function of this name."""
@@ -167,7 +193,7 @@ def _make_default() -> Client:
             "no app is running in this process, and no kedge server on this machine; wrap the calls in "
             "`with app.run():`, start the program with `kedge run`, or start a server with `kedge server start`"
         )
-    return Client(found.address, found.token)
+    return Client(found.address, found.token, found.tls_ca)
 
 
 def _forked() -> None:

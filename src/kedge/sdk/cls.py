@@ -17,22 +17,27 @@ from msgspec import structs
 from kedge.exception import ExecutionError, InvalidError
 from kedge.model.payload import Payload
 from kedge.model.spec import FunctionSpec, MethodSpec
+from kedge.model.variants import defaults_of
 from kedge.sdk import context, options, parameters
 from kedge.sdk.decorators import batching_of, concurrency_of
 from kedge.sdk.dual import Dual, loop_is_running
-from kedge.sdk.function import Function
+from kedge.sdk.function import Function, LateFunction
 from kedge.sdk.handle import load_code, rebatched
-from kedge.sdk.later import refuse
+from kedge.sdk.late import BLANK, CLASS, Deferred, Late, by_name, restore
 from kedge.sdk.partial import partials_of
 from kedge.sdk.service import PARAMETERS_ATTRIBUTE, hooks_of, make_instance
 from kedge.sdk.target import NO_LIMITS, Limits
-from kedge.sdk.usage import keywords_only, nearest
+from kedge.sdk.usage import keywords_only, nearest, old_spelling
 
 if TYPE_CHECKING:
     from kedge.sdk.app import App
 
 
-class Cls:
+_FACTS = frozenset(("app", "spec", "_declared", "_limits", "_user"))
+"""What a class that was found by name has not before it is asked for."""
+
+
+class Cls(Late):
     """The handle of a class in an app. Made by `@app.cls()`; calling it gives a handle of an instance.
 
     Example:
@@ -71,7 +76,10 @@ class Cls:
 
     @property
     def name(self) -> str:
-        return self.spec.name
+        return self.spec.name if self._deferred is None else self._deferred.name
+
+    def _check_running(self) -> None:
+        self.app.require_id(self.name)
 
     def get_user_code(self) -> type:
         """The user's plain class; ExecutionError where it is not in this process."""
@@ -87,10 +95,14 @@ class Cls:
         if args:
             names = ", ".join(f"{spec.name}=…" for spec in self.spec.parameters)
             raise InvalidError(f"{self.name} takes its parameters by name only; write {self.name}({names})")
+        if self._deferred is not None:
+            return Obj(self, values)
         bound = parameters.bind(self.name, self.spec.parameters, values)
         return Obj(self, bound)
 
     def __getattr__(self, name: str) -> Any:
+        if self._deferred is not None and (name in _FACTS or not name.startswith("_")):
+            return getattr(self._hydrate(), name)
         user = vars(self).get("_user")
         if user is not None:
             return getattr(user, name)
@@ -104,15 +116,17 @@ class Cls:
         return (self.get_user_code(),)
 
     def __instancecheck__(self, instance: object) -> bool:
-        return self._user is not None and isinstance(instance, self._user)
+        return self._deferred is None and self._user is not None and isinstance(instance, self._user)
 
     def __subclasscheck__(self, subclass: type) -> bool:
-        return self._user is not None and issubclass(subclass, self._user)
+        return self._deferred is None and self._user is not None and issubclass(subclass, self._user)
 
     def __repr__(self) -> str:
         return f"<kedge.Cls {self.name}>"
 
     def __reduce__(self) -> Any:
+        if self._deferred is not None:
+            return restore, (type(self), self._deferred)
         declared = structs.replace(self._declared, serialized=None)
         return _restore, (self.app, self.app.complete(self.spec), declared, self._limits)
 
@@ -125,6 +139,9 @@ class Cls:
         Example:
             Model.with_options(timeout=5)(name="small").generate.remote("Hello")
         """
+        if self._deferred is not None:
+            options.vary("with_options", BLANK, NO_LIMITS, changes)  # refused where it is written
+            return self._then("with_options", changes)
         spec, limits = options.vary("with_options", self.spec, self._limits, changes)
         return self._variant(spec, limits)
 
@@ -132,12 +149,17 @@ class Cls:
     def with_concurrency(self, *, max_inputs: int, target_inputs: int | None = None) -> Cls:
         """The same class with other input concurrency; see `kedge.concurrent`."""
         settings = concurrency_of("with_concurrency", max_inputs, target_inputs)
+        if self._deferred is not None:
+            return self._then("with_concurrency", {"max_inputs": max_inputs, "target_inputs": target_inputs})
         return self._variant(structs.replace(self.spec, concurrency=settings))
 
     @keywords_only("Model.with_batching(max_batch_size=8, wait_ms=100)", name="with_batching", bound=True)
     def with_batching(self, *, max_batch_size: int, wait_ms: int) -> Cls:
         """The same class with other batches of its batched method."""
-        return self._variant(rebatched(self.spec, batching_of("with_batching", max_batch_size, wait_ms)))
+        settings = batching_of("with_batching", max_batch_size, wait_ms)
+        if self._deferred is not None:
+            return self._then("with_batching", {"max_batch_size": max_batch_size, "wait_ms": wait_ms})
+        return self._variant(rebatched(self.spec, settings))
 
     def _variant(self, spec: FunctionSpec, limits: Limits | None = None) -> Cls:
         limits = self._limits if limits is None else limits
@@ -147,8 +169,19 @@ class Cls:
     def from_name(
         app_name: str, name: str, *, version: int | None = None, environment_name: str | None = None, client: Any = None
     ) -> Cls:
-        """The handle of a deployed class. Deployments come in a later version."""
-        refuse(f"Cls.from_name({app_name!r}, {name!r}): deploying apps", "Use the class inside `with app.run():`.")
+        """The handle of a class of a deployed app; see `Function.from_name`.
+
+        Example:
+            Model = kedge.Cls.from_name("llm", "Model")
+            Model(size="large").generate.remote("Hello")
+        """
+        return Cls._of(Deferred(by_name("Cls", CLASS, app_name, name, version, environment_name)))
+
+    @staticmethod
+    def lookup(app_name: str, name: str, *, environment_name: str | None = None, client: Any = None) -> Cls:
+        """The old spelling of `from_name`, which asks at once."""
+        old_spelling("Cls.lookup(…)", f"kedge.Cls.from_name({app_name!r}, {name!r})")
+        return Cls.from_name(app_name, name, environment_name=environment_name)._hydrate()
 
     # ------------------------------------------------------------ for partials and objects
 
@@ -183,7 +216,7 @@ class Cls:
 
     def payload_of(self, values: Mapping[str, Any]) -> Payload | None:
         """The parameters as they travel; None where all are defaults: that is the pool that the app declared."""
-        if values == parameters.defaults_of(self.spec.parameters):
+        if values == defaults_of(self.spec.parameters):
             return None
         return parameters.encode(self.name, values)
 
@@ -201,7 +234,20 @@ class Obj:
         fields["_entered"] = False
         fields["_lock"] = threading.RLock()
         fields["_methods"] = {}
-        cls.payload_of(values)  # too large parameters are refused here, where they are written
+        fields["_bound"] = cls._deferred is None
+        """Whether the values are checked and complete."""
+        if cls._deferred is None:
+            cls.payload_of(values)  # too large parameters are refused here, where they are written
+
+    def _bind(self) -> Cls:
+        """The class, as far as it has to be known to say what the values mean."""
+        fields = vars(self)
+        cls: Cls = fields["_cls"]
+        if not fields["_bound"]:
+            values = parameters.bind(cls.name, cls._hydrate().spec.parameters, fields["_values"])
+            cls.payload_of(values)
+            fields["_values"], fields["_bound"] = values, True
+        return cls
 
     def __getattr__(self, name: str) -> Any:
         fields = vars(self)
@@ -209,13 +255,18 @@ class Obj:
         known = fields["_methods"].get(name)
         if known is not None:
             return known
+        if cls._deferred is not None:
+            return self._method_later(name)
+        cls = self._bind()
         if any(method.name == name for method in cls.spec.methods):
             made = fields["_methods"][name] = cls.function(name, fields["_values"], obj=self)
             return made
         if name in fields["_values"]:
             return fields["_values"][name]
-        if name.startswith("__") or (cls.spec.serialized is not None and cls._user is None):
+        if name.startswith("__"):
             raise AttributeError(name)
+        if cls._user is None:
+            raise self._no_such(name)
         static = inspect.getattr_static(cls.get_user_code(), name, None)
         if inspect.isfunction(static) and not name.startswith("_"):
             raise AttributeError(
@@ -224,9 +275,25 @@ class Obj:
         try:
             return getattr(self._plain(), name)
         except AttributeError:
-            methods = [method.name for method in cls.spec.methods]
-            hint = nearest(name, methods) or f" Its methods are {', '.join(methods) or 'none'}."
-            raise AttributeError(f"{cls.name} has no method or attribute {name!r}.{hint}") from None
+            raise self._no_such(name) from None
+
+    def _method_later(self, name: str) -> Any:
+        """A method of a class that was not asked for yet: whether there is one shows when it is used."""
+        fields = vars(self)
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in fields["_values"]:
+            return fields["_values"][name]
+        deferred: Deferred = fields["_cls"]._deferred.then("__call__", fields["_values"]).then(name)
+        made: Function[..., Any, Any] = LateFunction._of(deferred)
+        fields["_methods"][name] = made
+        return made
+
+    def _no_such(self, name: str) -> AttributeError:
+        cls: Cls = vars(self)["_cls"]
+        methods = [method.name for method in cls.spec.methods]
+        hint = nearest(name, methods) or f" Its methods are {', '.join(methods) or 'none'}."
+        return AttributeError(f"{cls.name} has no method or attribute {name!r}.{hint}")
 
     def __setattr__(self, name: str, value: object) -> None:
         cls: Cls = vars(self)["_cls"]
@@ -308,7 +375,7 @@ class Obj:
     # ------------------------------------------------------------ the running instance
 
     def _service(self) -> Function[..., Any, Any]:
-        cls: Cls = vars(self)["_cls"]
+        cls = self._bind()
         return Function(
             cls.app, cls.spec, None, declared=cls._declared, parameters=cls.payload_of(vars(self)["_values"])
         )
@@ -337,6 +404,7 @@ class Obj:
         buffer_containers: int | None = None,
         scaledown_window: float | None = None,
     ) -> None:
+        await vars(self)["_cls"]._ready()
         await self._service().update_autoscaler.aio(
             min_containers=min_containers,
             max_containers=max_containers,
@@ -355,6 +423,7 @@ class Obj:
     async def _update_concurrency_async(
         self, *, max_inputs: int | None = None, target_inputs: int | None = None
     ) -> None:
+        await vars(self)["_cls"]._ready()
         await self._service().update_concurrency.aio(max_inputs=max_inputs, target_inputs=target_inputs)
 
     update_autoscaler = Dual(_update_autoscaler, _update_autoscaler_async)

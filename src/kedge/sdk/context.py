@@ -19,13 +19,15 @@ from kedge.model.spec import FunctionSpec
 
 
 class ContainerControl(Protocol):
-    """What user code may ask of its own container (`kedge.experimental`)."""
+    """What user code may ask of its own container (`kedge.experimental`), and what it is told by the SDK."""
 
     def get_concurrency(self) -> int: ...
 
     def set_concurrency(self, inputs: int) -> None: ...
 
     def stop_fetching_inputs(self) -> None: ...
+
+    def block_loop(self, blocked: bool) -> None: ...
 
 
 class ContainerContext(Struct, frozen=True, kw_only=True):

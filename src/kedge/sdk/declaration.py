@@ -16,7 +16,7 @@ from msgspec import structs
 from kedge.exception import InvalidError
 from kedge.model.spec import Concurrency, FunctionSpec, ImageSpec, MethodSpec
 from kedge.sdk import options as options_module
-from kedge.sdk import parameters, validation
+from kedge.sdk import parameters, validation, web
 from kedge.sdk.cls import Cls
 from kedge.sdk.function import Function
 from kedge.sdk.partial import (
@@ -89,6 +89,7 @@ class Declaration:
             )
         spec = self._complete(raw, methods=(method,), concurrency=self._concurrency(raw.__name__, partial.concurrency))
         self._check_retries(spec)
+        options_module.check_schedule(self.owner, spec, raw)
         handle: Function[..., Any, Any] = Function(self.app, spec, raw)
         self.app.register(handle, raw, by_value=self._by_value(raw))
         return handle
@@ -186,7 +187,7 @@ class Declaration:
         module = MAIN if target.__module__ == serializer.MAIN else target.__module__
         spec = structs.replace(self._template, name=name, module=module, qualname=target.__qualname__, **fields)
         options_module.check_concurrency_limit(self.owner, spec)
-        return spec
+        return web.settled(spec)
 
     def _by_value(self, target: Any) -> bool:
         return self._serialized or is_interactive(target.__module__)

@@ -212,7 +212,7 @@ def method(
             raise InvalidError(f"{partial.raw.__qualname__} has @kedge.method twice; keep one")
         if partial.web is not None:
             raise InvalidError(
-                f"{partial.raw.__qualname__} is a web method by @kedge.{partial.web}; drop @kedge.method"
+                f"{partial.raw.__qualname__} is a web method by @kedge.{partial.web.kind}; drop @kedge.method"
             )
         if not inspect.signature(partial.raw).parameters:
             raise InvalidError(f"{partial.raw.__qualname__} has no self; @kedge.method is for methods of a class")

@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from types import CodeType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from kedge.exception import AsyncUsageWarning
+from kedge.sdk import context
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -19,10 +21,15 @@ R_co = TypeVar("R_co", covariant=True)
 A_co = TypeVar("A_co", covariant=True)
 
 
+_told: set[tuple[CodeType, int]] = set()
+"""Places that were warned of."""
+
+
 def loop_is_running() -> bool:
-    """Whether an event loop runs in this thread. Does not import asyncio: where nobody did, no loop can run."""
-    asyncio = sys.modules.get("asyncio")
-    return asyncio is not None and asyncio._get_running_loop() is not None
+    """Whether an event loop runs in this thread. Does not import asyncio: where nobody did, no loop can run, nor where
+    another thread is still in the middle of it."""
+    running = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)
+    return running is not None and running() is not None
 
 
 class DualCall(Generic[P, R_co, Q, A_co]):
@@ -36,8 +43,20 @@ class DualCall(Generic[P, R_co, Q, A_co]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         if loop_is_running():
-            self._pair.warn_about_loop()
+            return self._block_loop(*args, **kwargs)
         return self._pair.blocking(self.__self__, *args, **kwargs)
+
+    def _block_loop(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        self._pair.warn_about_loop(self.__self__)
+        here = context.container()
+        control = here.control if here is not None else None
+        if control is None:
+            return self._pair.blocking(self.__self__, *args, **kwargs)
+        control.block_loop(True)
+        try:
+            return self._pair.blocking(self.__self__, *args, **kwargs)
+        finally:
+            control.block_loop(False)
 
     def aio(self, *args: Q.args, **kwargs: Q.kwargs) -> A_co:
         """The same for async code: await it, or iterate it with `async for` where it gives many values."""
@@ -78,10 +97,35 @@ class Dual(Generic[P, R_co, Q, A_co]):
     def __get__(self, instance: object | None, owner: type) -> Dual[P, R_co, Q, A_co] | DualCall[P, R_co, Q, A_co]:
         return self if instance is None else DualCall(self, instance)
 
-    def warn_about_loop(self) -> None:
+    def warn_about_loop(self, instance: Any) -> None:
+        place = sys._getframe(3)
+        if context.container() is not None:
+            # Python forgets what it has warned of whenever somebody changes its filters, as many libraries do.
+            if (place.f_code, place.f_lineno) in _told:
+                return
+            _told.add((place.f_code, place.f_lineno))
+        name = getattr(instance, "name", None)
+        shown = f"{name if isinstance(name, str) else '…'}.{self.name}"
         warnings.warn(
-            f".{self.name}(…) blocks the running event loop and every task on it; "
-            f"write `await ….{self.name}.aio(…)` (or `async for` where it gives many values)",
+            f"{shown}(…) blocks the running event loop and every task on it; "
+            f"write `await {shown}.aio(…)` (or `async for` where it gives many values)",
             AsyncUsageWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+class StaticDual(Generic[P, R_co, Q, A_co]):
+    """The same for what is called on a class: `lookup = StaticDual(blocking, asynchronous)`."""
+
+    def __init__(self, blocking: Callable[P, R_co], asynchronous: Callable[Q, A_co]) -> None:
+        self._blocking = blocking
+        self._asynchronous = asynchronous
+        self.__doc__ = blocking.__doc__
+        self.__wrapped__ = blocking
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        return self._blocking(*args, **kwargs)
+
+    def aio(self, *args: Q.args, **kwargs: Q.kwargs) -> A_co:
+        """The same for async code."""
+        return self._asynchronous(*args, **kwargs)

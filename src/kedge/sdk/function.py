@@ -13,28 +13,29 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
 from msgspec import structs
 
 from kedge.exception import InvalidError
-from kedge.model.spec import AutoscalerSettings, FunctionSpec
-from kedge.sdk import options
-from kedge.sdk.decorators import batching_of, concurrency_changes, concurrency_of
+from kedge.model.spec import FunctionSpec
+from kedge.sdk import options, validation
+from kedge.sdk.decorators import batching_of, concurrency_of
 from kedge.sdk.dual import Dual
-from kedge.sdk.handle import Handle, rebatched
-from kedge.sdk.later import refuse
-from kedge.sdk.target import Limits
-from kedge.sdk.usage import keywords_only
+from kedge.sdk.handle import rebatched
+from kedge.sdk.late import BLANK, FUNCTION, Deferred, Late, Lookup, by_name
+from kedge.sdk.live import Live
+from kedge.sdk.target import NO_LIMITS, Limits
+from kedge.sdk.usage import keywords_only, old_spelling
 
 P = ParamSpec("P")
 R = TypeVar("R")
 if TYPE_CHECKING:
     from typing_extensions import TypeVar as TypeVarWithDefault
 
-    from kedge.sdk.function_call import FunctionCall, FunctionStats
+    from kedge.sdk.function_call import FunctionCall
 
     L = TypeVarWithDefault("L", default=Any)
 else:
     L = TypeVar("L")
 
 
-class Function(Handle, Generic[P, R, L]):
+class Function(Live, Generic[P, R, L]):
     """The handle of a function in an app. Made by `@app.function()`, or by a method of an `@app.cls()` instance.
 
     Type parameters: the user's parameters, what a call gives (for a generator: each value), and what the plain
@@ -70,6 +71,8 @@ class Function(Handle, Generic[P, R, L]):
     async def _remote_async(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         from kedge.sdk import invocation
 
+        if self._deferred is not None:
+            await self._hydrate_async()
         return await invocation.call_async(self.callable_target("remote"), args, kwargs)  # type: ignore[no-any-return]
 
     def _remote_gen(self, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[R]:
@@ -81,6 +84,8 @@ class Function(Handle, Generic[P, R, L]):
     def _remote_gen_async(self, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
         from kedge.sdk import invocation
 
+        if self._deferred is not None:
+            return self._values_later(lambda: self._remote_gen_async(*args, **kwargs))
         return invocation.stream_async(self.generator_target(), args, kwargs)
 
     def _spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
@@ -92,6 +97,8 @@ class Function(Handle, Generic[P, R, L]):
     async def _spawn_async(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
         from kedge.sdk import invocation
 
+        if self._deferred is not None:
+            await self._hydrate_async()
         return await invocation.spawn_async(self.callable_target("spawn"), args, kwargs)
 
     remote = Dual(_remote, _remote_async)
@@ -146,6 +153,9 @@ class Function(Handle, Generic[P, R, L]):
         from kedge.sdk import invocation
 
         self._check_iterators("map", input_iterators)
+        if self._deferred is not None:
+            settings: dict[str, Any] = {"order_outputs": order_outputs, "return_exceptions": return_exceptions}
+            return self._values_later(lambda: self._map_async(*input_iterators, kwargs=kwargs, **settings))
         return invocation.map_async(
             self.callable_target("map"), input_iterators, dict(kwargs), order_outputs, return_exceptions
         )
@@ -178,6 +188,9 @@ class Function(Handle, Generic[P, R, L]):
         from kedge.sdk import invocation
 
         self._check_iterators("starmap", (input_iterator,))
+        if self._deferred is not None:
+            settings: dict[str, Any] = {"order_outputs": order_outputs, "return_exceptions": return_exceptions}
+            return self._values_later(lambda: self._starmap_async(input_iterator, kwargs=kwargs, **settings))
         target = self.callable_target("starmap")
         return invocation.map_async(
             target, (input_iterator,), dict(kwargs), order_outputs, return_exceptions, star=True
@@ -227,6 +240,7 @@ class Function(Handle, Generic[P, R, L]):
         from kedge.sdk import invocation
 
         self._check_iterators("spawn_map", input_iterators)
+        await self._ready()
         return await invocation.spawn_map_async(self.callable_target("spawn_map"), input_iterators, dict(kwargs))
 
     map = Dual(_map, _map_async)
@@ -263,6 +277,9 @@ class Function(Handle, Generic[P, R, L]):
             train.with_options(gpu="H100").remote()
             answer.with_options(timeout=5, queue_timeout=2).remote("now or never")
         """
+        if self._deferred is not None:
+            options.vary("with_options", BLANK, NO_LIMITS, changes)  # refused where it is written
+            return self._then("with_options", changes)
         if any(value is not None for key, value in changes.items() if key not in options.CALL_LIMITS):
             self._refuse_method("with_options")
         spec, limits = options.vary("with_options", self.spec, self._limits, changes)
@@ -271,15 +288,19 @@ class Function(Handle, Generic[P, R, L]):
     @keywords_only("f.with_concurrency(max_inputs=10)", name="with_concurrency", bound=True)
     def with_concurrency(self, *, max_inputs: int, target_inputs: int | None = None) -> Function[P, R, L]:
         """A variant with other input concurrency; see `kedge.concurrent`."""
-        self._refuse_method("with_concurrency")
         settings = concurrency_of("with_concurrency", max_inputs, target_inputs)
+        if self._deferred is not None:
+            return self._then("with_concurrency", {"max_inputs": max_inputs, "target_inputs": target_inputs})
+        self._refuse_method("with_concurrency")
         return self._variant(structs.replace(self.spec, concurrency=settings))
 
     @keywords_only("f.with_batching(max_batch_size=8, wait_ms=100)", name="with_batching", bound=True)
     def with_batching(self, *, max_batch_size: int, wait_ms: int) -> Function[P, R, L]:
         """A variant of a `@batched` function with other batches."""
-        self._refuse_method("with_batching")
         settings = batching_of("with_batching", max_batch_size, wait_ms)
+        if self._deferred is not None:
+            return self._then("with_batching", {"max_batch_size": max_batch_size, "wait_ms": wait_ms})
+        self._refuse_method("with_batching")
         return self._variant(rebatched(self.spec, settings))
 
     def _variant(self, spec: FunctionSpec, limits: Limits | None = None) -> Function[P, R, L]:
@@ -303,114 +324,59 @@ class Function(Handle, Generic[P, R, L]):
                 f"{owner}.{how}(…)(…).{self._method.name}"
             )
 
-    # ------------------------------------------------------------ the running function
-
-    def _get_current_stats(self) -> FunctionStats:
-        """Live numbers of the pool: backlog, num_total_runners, num_running_inputs, input_headroom."""
-        from kedge.sdk import invocation
-
-        return invocation.statistics(self.target())
-
-    async def _get_current_stats_async(self) -> FunctionStats:
-        from kedge.sdk import invocation
-
-        return await invocation.statistics_async(self.target())
-
-    def _update_autoscaler(
-        self,
-        *,
-        min_containers: int | None = None,
-        max_containers: int | None = None,
-        buffer_containers: int | None = None,
-        scaledown_window: float | None = None,
-    ) -> None:
-        """Changes scaling of the running function until its app is started anew. None leaves a setting as it is."""
-        from kedge.sdk import invocation
-
-        invocation.update_autoscaler(
-            self.target(), **self._scaling(min_containers, max_containers, buffer_containers, scaledown_window)
-        )
-
-    async def _update_autoscaler_async(
-        self,
-        *,
-        min_containers: int | None = None,
-        max_containers: int | None = None,
-        buffer_containers: int | None = None,
-        scaledown_window: float | None = None,
-    ) -> None:
-        from kedge.sdk import invocation
-
-        await invocation.update_autoscaler_async(
-            self.target(), **self._scaling(min_containers, max_containers, buffer_containers, scaledown_window)
-        )
-
-    def _update_concurrency(self, *, max_inputs: int | None = None, target_inputs: int | None = None) -> None:
-        """Changes how many inputs a container of the running function takes at once, until its app is started anew.
-
-        None leaves a number as it is. Nothing that runs is interrupted: a lower number holds for the inputs that start
-        from now on, a higher one counts at once. See `kedge.concurrent` for what the numbers mean. Where a function
-        that had one slot gets more, its sync inputs run on threads from then on, not on the main thread any more.
-
-        Raises:
-            InvalidError: no number, below 1, not a whole number, or a target above the maximum.
-
-        Example:
-            f.update_concurrency(max_inputs=20, target_inputs=15)
-            f.update_concurrency(target_inputs=10)
-        """
-        from kedge.sdk import invocation
-
-        invocation.update_concurrency(self.target(), **self._slots(max_inputs, target_inputs))
-
-    async def _update_concurrency_async(
-        self, *, max_inputs: int | None = None, target_inputs: int | None = None
-    ) -> None:
-        from kedge.sdk import invocation
-
-        await invocation.update_concurrency_async(self.target(), **self._slots(max_inputs, target_inputs))
-
-    get_current_stats = Dual(_get_current_stats, _get_current_stats_async)
-    update_autoscaler = Dual(_update_autoscaler, _update_autoscaler_async)
-    update_concurrency = Dual(_update_concurrency, _update_concurrency_async)
-
-    def _refuse_bound_method(self, how: str) -> None:
-        if self._method.name and self._obj is not None:
-            raise InvalidError(
-                f"{self.name} is a method, and methods share the containers of their instance: write "
-                f"{self.spec.name}(…).{how}(…)"
-            )
-
-    def _slots(self, max_inputs: Any, target_inputs: Any) -> dict[str, int | None]:
-        self._refuse_bound_method("update_concurrency")
-        return concurrency_changes(self.name, max_inputs, target_inputs)
-
-    def _scaling(self, *values: Any) -> dict[str, Any]:
-        self._refuse_bound_method("update_autoscaler")
-        names = ("min_containers", "max_containers", "buffer_containers", "scaledown_window")
-        settings = dict(zip(names, values, strict=True))
-        options.apply("update_autoscaler", structs.replace(self.spec, autoscaler=AutoscalerSettings()), settings)
-        return settings
-
-    def _get_web_url(self) -> str | None:
-        """The address of a web function; None for any other."""
-        if self._method.web is not None:
-            refuse(f"The address of {self.name} (@kedge.{self._method.web})")
-        return None
-
-    async def _get_web_url_async(self) -> str | None:
-        return self._get_web_url()
-
-    get_web_url = Dual(_get_web_url, _get_web_url_async)
+    # ------------------------------------------------------------ by name
 
     @staticmethod
     def from_name(
         app_name: str, name: str, *, version: int | None = None, environment_name: str | None = None, client: Any = None
     ) -> Function[..., Any, Any]:
-        """The handle of a deployed function. Deployments come in a later version."""
-        refuse(f"Function.from_name({app_name!r}, {name!r}): deploying apps", "Call it inside `with app.run():`.")
+        """The handle of a function of a deployed app, also from programs that have nothing of its code.
+
+        Nothing is asked before it is used; then NotFoundError says what there is instead. It goes on to work when the
+        app is deployed again: calls go to whichever version is current.
+
+        Args:
+            app_name, name: Of the app, and of the function in it.
+            version: Calls this version, also after another one has taken its place.
+            environment_name: Default: `KEDGE_ENVIRONMENT`, else the profile's, else "main".
+            client: Has no meaning in kedge; programs connect by themselves.
+
+        Example:
+            square = kedge.Function.from_name("squares", "square")
+            square.remote(12)
+        """
+        return LateFunction._of(Deferred(by_name("Function", FUNCTION, app_name, name, version, environment_name)))
 
     @staticmethod
     def from_id(function_id: str, *, client: Any = None) -> Function[..., Any, Any]:
-        """The handle of a deployed function by its id. Deployments come in a later version."""
-        refuse(f"Function.from_id({function_id!r}): deploying apps", "Call it inside `with app.run():`.")
+        """The handle of a function that runs, by its id (`f.object_id`)."""
+        validation.text("Function.from_id: function_id", function_id)
+        return LateFunction._of(Deferred(Lookup(FUNCTION, "", "", "", id=function_id)))
+
+    @staticmethod
+    def lookup(
+        app_name: str, name: str, *, environment_name: str | None = None, client: Any = None
+    ) -> Function[..., Any, Any]:
+        """The old spelling of `from_name`, which asks at once."""
+        old_spelling("Function.lookup(…)", f"kedge.Function.from_name({app_name!r}, {name!r})")
+        return Function.from_name(app_name, name, environment_name=environment_name)._hydrate()
+
+
+class LateFunction(Function[..., Any, Any]):
+    """A function that is found by name and was not asked for yet. Then it becomes a plain one: only here is a look at a
+    fact that is missing worth what it costs."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _FACTS:
+            return getattr(self._hydrate(), name)
+        raise AttributeError(f"{self!r} has no attribute {name!r}")
+
+    def _become(self, real: Late) -> None:
+        super()._become(real)
+        self.__class__ = Function  # type: ignore[assignment]
+
+
+_FACTS = frozenset(
+    ("app", "spec", "_declared", "_raw", "_method", "_parameters", "_obj", "_instance", "_limits", "_target")
+)
+"""What it has not before it is asked for."""

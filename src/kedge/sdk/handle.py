@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import msgspec
 from msgspec import structs
 
 from kedge.exception import ExecutionError, InvalidError
 from kedge.model import ids
 from kedge.model.payload import Payload
 from kedge.model.spec import FunctionSpec, MethodSpec, Variant
+from kedge.model.variants import variant_digest
 from kedge.sdk import context
+from kedge.sdk.late import Late, restore
 from kedge.sdk.target import NO_LIMITS, Limits, Target
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from kedge.sdk.cls import Obj
 
 
-class Handle:
+class Handle(Late):
     """The base of `Function`.
 
     Args:
@@ -79,6 +80,8 @@ class Handle:
     @property
     def name(self) -> str:
         """The name within its app: `square`, or `Model.generate` for a method."""
+        if self._deferred is not None:
+            return self._deferred.name
         return f"{self.spec.name}.{self._method.name}" if self._method.name else self.spec.name
 
     @property
@@ -97,6 +100,9 @@ class Handle:
         if self._raw is None:
             raise ExecutionError(f"the code of {self.name} is not in this process; it can be called with .remote()")
         return self._raw
+
+    def _check_running(self) -> None:
+        self.app.require_id(self.name)
 
     def target(self) -> Target:
         """What a call of this handle is aimed at; ExecutionError where its app is not running."""
@@ -128,6 +134,8 @@ class Handle:
         return f"<kedge.Function {self.name}>"
 
     def __reduce__(self) -> Any:
+        if self._deferred is not None:
+            return restore, (type(self), self._deferred)
         return _restore, (type(self), *self._pickled())
 
     def _pickled(self) -> tuple[Any, ...]:
@@ -166,9 +174,10 @@ class Handle:
         return self.target()
 
     def _refuse_web(self, how: str) -> NoReturn:
+        assert self._method.web is not None
         raise InvalidError(
-            f"{self.name} is a web function (@kedge.{self._method.web}): .{how}(…) cannot call it. It answers "
-            f"requests, which comes in a later version of kedge; .local(…) works"
+            f"{self.name} is a web function (@kedge.{self._method.web.kind}): .{how}(…) cannot call it. It answers "
+            f"requests at the address that {self.name}.get_web_url() gives; .local(…) works"
         )
 
 
@@ -186,18 +195,6 @@ def rebatched(spec: FunctionSpec, settings: Any) -> FunctionSpec:
         raise InvalidError(f"{spec.name} takes no batches; add @kedge.batched(max_batch_size=…, wait_ms=…) to it")
     methods = tuple(structs.replace(m, batching=settings) if m.batching else m for m in spec.methods)
     return structs.replace(spec, methods=methods)
-
-
-def variant_digest(declared: FunctionSpec, spec: FunctionSpec, parameters: Payload | None) -> str:
-    """Names a pool by what differs from the declaration: equal options and parameters meet in one from any process."""
-    names = [field for field in FunctionSpec.__struct_fields__ if field not in ("serialized", "module")]
-    changed = [(n, getattr(spec, n)) for n in names if getattr(spec, n) != getattr(declared, n)]
-    if not changed and parameters is None:
-        return ""
-    import hashlib  # not at the top, for the time of `import kedge`
-
-    data = msgspec.json.encode([changed, parameters.data if parameters else None], order="deterministic")
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _restore(

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kedge import exception
+from kedge.model.payload import ErrorInfo
 from kedge.model.protocol import (
     CLIENT,
     CallCancelled,
@@ -32,7 +33,7 @@ from kedge.model.protocol import (
 from kedge.sdk import output
 from kedge.sdk.blobs import BlobStore
 from kedge.sdk.calls import Pending, Registry, Request
-from kedge.sdk.serializer import PYTHON
+from kedge.sdk.serializer import PYTHON, to_exception
 from kedge.wire.codec import FrameError
 from kedge.wire.transport import BlockingConnection, ConnectionLost, split_tcp
 
@@ -65,6 +66,27 @@ def welcomed(message: Any, address: str) -> Welcome:
     raise exception.AuthError(f"the kedge server at {address} refuses this connection: {reason}")
 
 
+def greet(client: Client) -> Welcome:
+    """What the server says to a new connection, which is closed again."""
+    try:
+        connection = BlockingConnection.connect(client.address, ToClient, HANDSHAKE_S, client.tls_ca)
+        try:
+            connection.send([hello(client.token)])
+            messages = connection.receive(HANDSHAKE_S)
+        finally:
+            connection.close()
+    except (OSError, ConnectionLost) as error:
+        raise exception.ConnectionError(f"no kedge server answers at {client.address}: {error}") from error
+    return welcomed(messages[0] if messages else None, client.address)
+
+
+def no_answer(client: Client, error: Exception) -> exception.ConnectionError:
+    text = f"no kedge server answers at {client.address}: {error}"
+    if isinstance(error, ConnectionLost) and client.address.startswith("tcp://") and not client.tls_ca:
+        text += "; where it has TLS, write tcps://, and name its certificates with KEDGE_TLS_CA or tls_ca"
+    return exception.ConnectionError(text)
+
+
 def blobs_of(welcome: Welcome, address: str) -> BlobStore | None:
     """Payload files are for processes of one machine: over TCP everything travels in frames."""
     return BlobStore(welcome.home) if welcome.home and not split_tcp(address)[1] else None
@@ -83,11 +105,12 @@ class Link:
         self._bells: deque[Any] = deque()
         self._closed = False
         self._lost_at: float | None = None
-        self.session = ""
+        self.welcome = Welcome("")
+        """What the server said about itself when the connection was made last."""
         try:
             self._connection = self._open()
         except (OSError, ConnectionLost) as error:
-            raise exception.ConnectionError(f"no kedge server answers at {client.address}: {error}") from error
+            raise no_answer(client, error) from error
 
     @property
     def blobs(self) -> BlobStore | None:
@@ -118,9 +141,14 @@ class Link:
                 return pending.ready
         return True
 
-    def request(self, make: Callable[[int], Any], timeout: float | None = None) -> Any:
+    def request(
+        self,
+        make: Callable[[int], Any],
+        timeout: float | None = None,
+        explain: Callable[[ErrorInfo], Exception] = to_exception,
+    ) -> Any:
         number = self.registry.next_request()
-        pending = Request(make(number))
+        pending = Request(make(number), explain)
         self.registry.requests[number] = pending
         try:
             self.send([pending.message])
@@ -228,7 +256,7 @@ class Link:
 
     def _open(self) -> BlockingConnection:
         client = self._client
-        connection = BlockingConnection.connect(client.address, ToClient, HANDSHAKE_S)
+        connection = BlockingConnection.connect(client.address, ToClient, HANDSHAKE_S, client.tls_ca)
         try:
             connection.send([hello(client.token)])
             messages = connection.receive(HANDSHAKE_S)
@@ -238,7 +266,7 @@ class Link:
         except BaseException:
             connection.close()
             raise
-        self.session = welcome.session
+        self.welcome = welcome
         self.registry.blobs = blobs_of(welcome, client.address)
         self.registry.dispatch(messages[1:])
         return connection

@@ -7,6 +7,7 @@ declarations and variants alike.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -17,6 +18,7 @@ from kedge.model.spec import Concurrency, FunctionSpec
 from kedge.sdk import validation
 from kedge.sdk.image import Image
 from kedge.sdk.retries import Retries, policy_of
+from kedge.sdk.schedule import schedule_of
 from kedge.sdk.target import Limits
 from kedge.sdk.usage import old_spelling, warn
 
@@ -91,7 +93,6 @@ UNAVAILABLE = {
     "secrets": "Containers have the caller's environment variables; others can be given by env={…}.",
     "volumes": "Containers see the files of this machine.",
     "network_file_systems": "Containers see the files of this machine.",
-    "schedule": "Call the function from cron or a systemd timer.",
     "proxy": "",
 }
 """Refused where they hold anything: ignoring them would be worse."""
@@ -144,6 +145,7 @@ _VALUES: dict[str, _Check] = {
     "single_use_containers": validation.flag,
     "i6pn": validation.flag,
     "include_source": validation.flag,
+    "schedule": schedule_of,
 }
 """Keywords whose checked value is the field of the same name."""
 
@@ -189,6 +191,26 @@ def check_scaling(owner: str, spec: FunctionSpec) -> None:
         raise InvalidError(
             f"{owner}: min_containers={least} is above max_containers={most}; raise the one or lower the other"
         )
+
+
+def check_schedule(owner: str, spec: FunctionSpec, code: Callable[..., Any]) -> None:
+    """InvalidError where a function that runs by itself cannot: nobody gives it arguments or reads its values."""
+    if spec.schedule is None:
+        return
+    method = spec.methods[0]
+    parameters = inspect.signature(code).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    why = ""
+    if method.web is not None:
+        why = f"answers requests (@kedge.{method.web.kind}); put the schedule on a function of its own"
+    elif method.is_generator:
+        why = "is a generator, whose values nobody would read; let it return, or store what it finds"
+    elif method.batching is not None:
+        why = "takes batches of inputs; put the schedule on a function that calls it"
+    elif needed:
+        why = f"needs {', '.join(needed)}; nobody gives it arguments, so give each parameter a default"
+    if why:
+        raise InvalidError(f"{owner}: schedule= runs {spec.name} by itself, but it {why}")
 
 
 def _resources(owner: str, spec: FunctionSpec, given: Mapping[str, Any]) -> Any:

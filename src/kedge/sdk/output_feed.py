@@ -36,7 +36,7 @@ class OutputFeed:
         self._app = app
         self._sink = sink
         try:
-            self._connection = BlockingConnection.connect(client.address, ToClient, HANDSHAKE_S)
+            self._connection = BlockingConnection.connect(client.address, ToClient, HANDSHAKE_S, client.tls_ca)
         except OSError as error:
             raise exception.ConnectionError(f"no kedge server answers at {client.address}: {error}") from error
         try:
@@ -47,7 +47,7 @@ class OutputFeed:
             welcomed(messages[0], client.address)
             self._connection.send([OutputSubscribed(app), StatisticsRequested(_SUBSCRIBED, app=app)])
             while not any(isinstance(message, Reply) for message in messages):
-                messages = self._connection.receive(HANDSHAKE_S)
+                messages += self._connection.receive(HANDSHAKE_S)
         except ConnectionLost as error:
             self._connection.close()
             raise exception.ConnectionError(f"the kedge server at {client.address} is gone: {error}") from error
@@ -55,8 +55,13 @@ class OutputFeed:
             self._connection.close()
             raise
         self._counted = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="kedge-output", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(messages,), name="kedge-output", daemon=True)
         self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until the server is gone: True. False after `timeout` seconds."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def count(self) -> None:
         """Shows the numbers as they are now: those of a stopped app are gone."""
@@ -78,7 +83,9 @@ class OutputFeed:
             self._connection.close()
             self._thread.join(CLOSE_S)
 
-    def _run(self) -> None:
+    def _run(self, early: list[Any]) -> None:
+        for message in early:
+            self._show(message)
         interval = self._sink.progress_interval
         due = time.monotonic() + interval
         try:

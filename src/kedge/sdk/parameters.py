@@ -16,16 +16,10 @@ import msgspec
 from kedge.exception import DeserializationError, InvalidError
 from kedge.model.payload import Payload
 from kedge.model.spec import ParameterSpec
+from kedge.model.variants import INTEGERS, MAX_PARAMETERS, PARAMETERS, defaults_of, encode_parameters
 from kedge.sdk.usage import keywords_only, nearest
 
-FORMAT = "m"
-"""Payload format: msgpack, used for parameters and their defaults."""
-SIZE_LIMIT = 16 * 1024
-"""Bytes of one parameter set. Parameters name a pool; data belongs into arguments."""
-
 TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool, "bytes": bytes}
-_INTEGERS = range(-(2**63), 2**64)
-"""What msgpack can carry."""
 
 
 class _Missing:
@@ -109,7 +103,7 @@ def specs_of(user: type) -> tuple[ParameterSpec, ...]:
         default = None
         if value.default is not MISSING:
             _check(f"the default of {user.__name__}.{name}", type_name, value.default)
-            default = Payload(format=FORMAT, data=msgspec.msgpack.encode(value.default))
+            default = Payload(format=PARAMETERS, data=msgspec.msgpack.encode(value.default))
         specs.append(ParameterSpec(name=name, type=type_name, default=default))
     return tuple(specs)
 
@@ -142,12 +136,8 @@ def _annotation(user: type, name: str) -> str:
 def _check(what: str, type_name: str, value: Any) -> None:
     if type(value) is not TYPES[type_name]:
         raise InvalidError(f"{what} must be {type_name}, not {type(value).__name__} ({value!r})")
-    if type_name == "int" and value not in _INTEGERS:
+    if type_name == "int" and value not in INTEGERS:
         raise InvalidError(f"{what} must fit into 64 bits, got {value}")
-
-
-def defaults_of(specs: tuple[ParameterSpec, ...]) -> dict[str, Any]:
-    return {spec.name: msgspec.msgpack.decode(spec.default.data) for spec in specs if spec.default is not None}
 
 
 def bind(owner: str, specs: tuple[ParameterSpec, ...], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,18 +161,18 @@ def bind(owner: str, specs: tuple[ParameterSpec, ...], given: Mapping[str, Any])
 
 def encode(owner: str, values: Mapping[str, Any]) -> Payload:
     """The one encoding of these values."""
-    data = msgspec.msgpack.encode(sorted(values.items()))
-    if len(data) > SIZE_LIMIT:
+    payload = encode_parameters(values)
+    if len(payload.data) > MAX_PARAMETERS:
         raise InvalidError(
-            f"the parameters of {owner} take {len(data)} bytes, the limit is {SIZE_LIMIT}; pass large values as "
-            f"arguments of a method"
+            f"the parameters of {owner} take {len(payload.data)} bytes, the limit is {MAX_PARAMETERS}; pass large "
+            f"values as arguments of a method"
         )
-    return Payload(format=FORMAT, data=data)
+    return payload
 
 
 def decode(payload: Payload) -> dict[str, Any]:
-    if payload.format != FORMAT:
-        raise DeserializationError(f"parameters come as msgpack (format {FORMAT!r}), not as {payload.format!r}")
+    if payload.format != PARAMETERS:
+        raise DeserializationError(f"parameters come as msgpack (format {PARAMETERS!r}), not as {payload.format!r}")
     try:
         return dict(msgspec.msgpack.decode(payload.data, type=list[tuple[str, Any]]))
     except msgspec.MsgspecError as error:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kedge.exception import InvalidError
-from kedge.model.spec import Batching, Concurrency, MethodSpec
+from kedge.model.spec import Batching, Concurrency, MethodSpec, WebSpec
 from kedge.sdk.usage import where
 
 CLS_ATTRIBUTE = "__kedge_cls__"
@@ -37,7 +37,7 @@ class Partial:
         self.timeout: float | None = None
         self.batching: Batching | None = None
         self.concurrency: Concurrency | None = None
-        self.web: str | None = None
+        self.web: WebSpec | None = None
         functools.update_wrapper(self, raw)
 
     @classmethod
@@ -86,8 +86,8 @@ class Partial:
             )
         if self.batching is not None and self.web is not None:
             raise InvalidError(
-                f"{self.raw.__qualname__}: @kedge.batched and @kedge.{self.web} cannot be combined; let a web function "
-                f"call a batched one with .remote.aio()"
+                f"{self.raw.__qualname__}: @kedge.batched and @kedge.{self.web.kind} cannot be combined; let a web "
+                f"function call a batched one with .remote.aio()"
             )
 
     def __get__(self, instance: object | None, owner: type) -> Any:

@@ -11,11 +11,13 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
 
 from kedge.exception import ConnectionError, Error
+from kedge.sdk import config
 
 START_S = 60.0
 """Seconds until a server must have said that it listens; it takes well under one."""
@@ -28,6 +30,11 @@ class ServerAddress(Struct, frozen=True):
 
     address: str
     token: str = ""
+    tls_ca: str = ""
+    """A file of certificates that the server's is checked against."""
+    named: str = ""
+    """What names it (`KEDGE_SERVER`, a profile): where it does not answer, no other takes its place. Empty for the
+    machine's own."""
 
 
 def home() -> str:
@@ -43,14 +50,16 @@ def unusable(directory: str, error: OSError) -> Error:
 
 
 def find(directory: str | None = None) -> ServerAddress | None:
-    """The server to use: `KEDGE_SERVER` (with `KEDGE_TOKEN`), else the machine's if it runs, else None.
+    """The server to use: `KEDGE_SERVER` (with `KEDGE_TOKEN`), else that of the profile in use (`sdk.config`), else the
+    machine's if it runs, else None.
 
     Args:
-        directory: State directory to look in. Default: `home()`.
+        directory: State directory of the machine's server, which then is the only one to be looked for.
     """
-    named = os.environ.get("KEDGE_SERVER")
-    if named and directory is None:
-        return ServerAddress(named, os.environ.get("KEDGE_TOKEN", ""))
+    if directory is None:
+        named = _named()
+        if named is not None:
+            return named
     path = os.path.join(directory or home(), "server", "server.json")
     try:
         with open(path, encoding="utf-8") as file:
@@ -62,12 +71,26 @@ def find(directory: str | None = None) -> ServerAddress | None:
         return None
 
 
+def _named() -> ServerAddress | None:
+    """The server that a variable or the profile in use names."""
+    variable = os.environ.get("KEDGE_SERVER")
+    if variable:
+        token, ca = os.environ.get("KEDGE_TOKEN", ""), os.environ.get("KEDGE_TLS_CA", "")
+        return ServerAddress(variable, token, ca, "KEDGE_SERVER")
+    profile = config.profile()
+    if profile is None or not profile.server:
+        return None
+    token = os.environ.get("KEDGE_TOKEN") or profile.token
+    return ServerAddress(profile.server, token, profile.tls_ca, f"the profile {profile.name!r}")
+
+
 class ServerProcess:
     """A server that this process has started.
 
     Args:
         private: End with this process, and keep state of its own; otherwise it is the machine's server and stays.
         directory: State directory.
+        options: More words for its command line.
 
     Raises ConnectionError with the server's own words where it does not come up.
 
@@ -76,10 +99,12 @@ class ServerProcess:
         client = Client.connect(server.address.address)
     """
 
-    def __init__(self, *, private: bool, directory: str | None = None) -> None:
+    def __init__(self, *, private: bool, directory: str | None = None, options: Sequence[str] = ()) -> None:
         directory = directory or home()
         self._owner: int | None = None
-        self._log = _log_file(directory, "private" if private else "server")
+        self._private = private
+        self._log = _private_log(directory) if private else machine_log(directory)
+        self._log_begins = os.path.getsize(self._log)
         ready, ready_there = os.pipe()
         there = [ready_there]
         command = [sys.executable, "-P", "-m", "kedge.server.main", "--home", directory, "--ready-fd", str(ready_there)]
@@ -87,6 +112,8 @@ class ServerProcess:
             owned, self._owner = os.pipe()
             there.append(owned)
             command += ["--private", "--owner-fd", str(owned)]
+        else:
+            command += ["--log-file", self._log, *options]
         try:
             with open(self._log, "ab") as log:
                 # A session of its own: Ctrl-C in the terminal is for this program, which then ends the server in order.
@@ -96,7 +123,7 @@ class ServerProcess:
                     stdout=log,
                     stderr=log,
                     pass_fds=there,
-                    env=_environment(),
+                    env=environment(),
                     cwd=directory,
                     start_new_session=True,
                 )
@@ -110,6 +137,8 @@ class ServerProcess:
             raise
         finally:
             os.close(ready)
+        self.facts = facts
+        """What it says of itself: where it listens, and what people should know."""
         self.address = ServerAddress(facts["address"], facts.get("token", ""))
         if private:
             _owned.add(self._owner or -1)
@@ -133,7 +162,7 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.returncode == 0:
+        if self._process.returncode == 0 and self._private:
             # It ended in order: what it had to say is of no further use.
             try:
                 os.unlink(self._log)
@@ -159,8 +188,9 @@ class ServerProcess:
 
     def _last_words(self) -> str:
         try:
-            with open(self._log, encoding="utf-8", errors="replace") as file:
-                return file.read()[-4000:].strip() or "it said nothing"
+            with open(self._log, "rb") as file:
+                file.seek(self._log_begins)
+                return file.read().decode("utf-8", "replace")[-4000:].strip() or "it said nothing"
         except OSError as error:
             return f"its log cannot be read: {error}"
 
@@ -179,19 +209,28 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-def _log_file(directory: str, kind: str) -> str:
+def machine_log(directory: str) -> str:
+    """The log of the machine's server."""
+    return _log_file(directory, "server.log")
+
+
+def _private_log(directory: str) -> str:
+    return _log_file(directory, f"private-{os.getpid()}-{time.monotonic_ns():x}.log")
+
+
+def _log_file(directory: str, name: str) -> str:
     logs = os.path.join(directory, "logs")
     try:
         for path in (directory, logs):
             os.makedirs(path, mode=0o700, exist_ok=True)
     except OSError as error:
         raise unusable(directory, error) from error
-    path = os.path.join(logs, f"{kind}-{os.getpid()}-{time.monotonic_ns():x}.log")
+    path = os.path.join(logs, name)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
     return path
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, with the place of this very kedge at the end of the path, whatever the server's directory holds."""
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), here]

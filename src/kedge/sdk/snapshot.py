@@ -1,33 +1,32 @@
 """What containers run: the user's code as it is now, and the environment that it runs in.
 
 A snapshot is a copy of the module that declares the functions (the main script, or the whole top-level package around
-it) under `KEDGE_HOME/code/<digest>`. Equal code has equal digests and is stored once. Code that is installed
-(site-packages, the standard library) is not copied: containers have it as well.
+it), and of what the program has imported from beside it, under `KEDGE_HOME/code/<digest>`: a version that was deployed
+stays what it was. Equal code has equal digests and is stored once. Code that is installed (site-packages, the standard
+library) is not copied: containers have it as well.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import site
 import sys
 import sysconfig
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
+
+from msgspec import structs
 
 from kedge.exception import ModuleNotMountable
 from kedge.model.spec import CodeSpec, EnvironmentSpec, FunctionSpec
 from kedge.sdk import alias
 from kedge.sdk.serializer import MAIN, PYTHON
 from kedge.sdk.server_process import unusable
+from kedge.wire.source import FILE_LIMIT, TOTAL_LIMIT, digest_of, write
 
 DATA_LIMIT = 1024 * 1024
 """Bytes of a file that is not Python source, above which it stays where it is: weights and data sets are no code."""
-TOTAL_LIMIT = 64 * 1024 * 1024
-FILE_LIMIT = 5000
-"""Files of a package: more than that is a working directory, not a package."""
 _SKIPPED_DIRECTORIES = frozenset(("__pycache__", "node_modules"))
 _SKIPPED_SUFFIXES = (".pyc", ".pyo", ".so", ".pyd", ".dylib", "~", ".swp")
 _MAIN_NAMES = ("__main__", MAIN)
@@ -123,12 +122,14 @@ def _parent(path: str, levels: int) -> str:
 
 
 def _files(code: CodeSpec) -> Iterator[tuple[str, str]]:
-    """(relative path, path) of what belongs to a module or package, in an order that never changes."""
-    if not code.is_package:
-        yield f"{code.module}.py", code.origin
-        return
-    top = os.path.join(code.root, code.module.partition(".")[0])
-    for directory, subdirectories, names in os.walk(top):
+    """(relative path, path) of what belongs to the module or package itself, in an order that never changes."""
+    if code.is_package:
+        return _tree(code.root, code.module.partition(".")[0])
+    return iter([(f"{code.module}.py", code.origin)])
+
+
+def _tree(root: str, top: str) -> Iterator[tuple[str, str]]:
+    for directory, subdirectories, names in os.walk(os.path.join(root, top)):
         subdirectories[:] = sorted(
             name
             for name in subdirectories
@@ -141,61 +142,85 @@ def _files(code: CodeSpec) -> Iterator[tuple[str, str]]:
             if name.startswith(".") or name.endswith(_SKIPPED_SUFFIXES) or not os.path.isfile(path):
                 continue
             if name.endswith(".py") or os.path.getsize(path) <= DATA_LIMIT:
-                yield os.path.relpath(path, code.root), path
+                yield os.path.relpath(path, root), path
+
+
+def _beside(code: CodeSpec) -> list[str]:
+    """Names of the modules and packages that were imported from the same directory: files of the same project."""
+    found = set()
+    own = code.module.partition(".")[0]
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        top, _, _ = name.partition(".")
+        if not isinstance(path, str) or top in (own, "kedge") or name in _MAIN_NAMES:
+            continue
+        place = os.path.join(code.root, *name.split("."))
+        if os.path.abspath(path) in (f"{place}.py", os.path.join(place, "__init__.py")) and not _is_installed(place):
+            found.add(top)
+    return sorted(found)
+
+
+def _files_beside(root: str, top: str) -> Iterator[tuple[str, str]]:
+    path = os.path.join(root, top)
+    return _tree(root, top) if os.path.isdir(path) else iter([(f"{top}.py", f"{path}.py")])
+
+
+def stored_files(code: CodeSpec) -> list[tuple[str, bytes]]:
+    """What a stored snapshot holds, in the order that its digest was made in."""
+    stored = structs.replace(code, origin=os.path.join(code.root, f"{code.module}.py"))
+    own = code.module.partition(".")[0]
+    tops = {os.path.splitext(name)[0] for name in os.listdir(code.root)} - {own, *_SKIPPED_DIRECTORIES}
+    return _read(stored, sorted(tops))
 
 
 # ---------------------------------------------------------------- storing them
 
 
-def _store(code: CodeSpec, home: str) -> CodeSpec:
-    files: list[tuple[str, bytes]] = []
+def _read(code: CodeSpec, beside: Iterable[str]) -> list[tuple[str, bytes]]:
+    """The files of a module or package, and of those beside it. ModuleNotMountable where the first are too much to be
+    code; of the others, what is too much stays where it is."""
+    files = [(relative, _content(path)) for relative, path in _bounded(_files(code))]
+    if _is_too_much(files):
+        raise ModuleNotMountable(
+            f"{code.origin} is too large to be shipped as code: more than {FILE_LIMIT} files or "
+            f"{TOTAL_LIMIT // 2**20} MiB. Move data out of the package, or declare the app with "
+            "include_source=False, so that containers import it from where it is"
+        )
+    for top in beside:
+        more = [(relative, _content(path)) for relative, path in _bounded(_files_beside(code.root, top))]
+        if not _is_too_much([*files, *more]):
+            files += more
+    return files
+
+
+def _bounded(files: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """No more than is needed to see that it is too much."""
     total = 0
-    for relative, path in _files(code):
-        with open(path, "rb") as file:
-            content = file.read()
-        files.append((relative, content))
-        total += len(content)
-        if total > TOTAL_LIMIT or len(files) > FILE_LIMIT:
-            raise ModuleNotMountable(
-                f"{code.origin} is too large to be shipped as code: more than {FILE_LIMIT} files or "
-                f"{TOTAL_LIMIT // 2**20} MiB. Move data out of the package, or declare the app with "
-                "include_source=False, so that containers import it from where it is"
-            )
-    digest = _digest(files)
+    for number, (relative, path) in enumerate(files):
+        yield relative, path
+        total += os.path.getsize(path)
+        if number > FILE_LIMIT or total > TOTAL_LIMIT:
+            return
+
+
+def _is_too_much(files: Sequence[tuple[str, bytes]]) -> bool:
+    return len(files) > FILE_LIMIT or sum(len(content) for _, content in files) > TOTAL_LIMIT
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _store(code: CodeSpec, home: str) -> CodeSpec:
+    files = _read(code, _beside(code))
+    digest = digest_of(files)
     root = os.path.join(home, "code", digest)
     if not os.path.isdir(root):
         try:
-            _write(files, root)
+            write(files, root)
         except OSError as error:
             raise unusable(home, error) from error
     return CodeSpec(
         digest=digest, root=root, origin=code.origin, module=code.module, is_package=code.is_package, main=code.main
     )
-
-
-def _digest(files: list[tuple[str, bytes]]) -> str:
-    hasher = hashlib.sha256()
-    for relative, content in files:
-        hasher.update(f"{len(relative)} {len(content)}\n{relative}\n".encode("utf-8", "surrogateescape"))
-        hasher.update(content)
-    return hasher.hexdigest()[:32]
-
-
-def _write(files: list[tuple[str, bytes]], root: str) -> None:
-    """All files at once: nobody sees half a snapshot, and of two who write the same one the first wins."""
-    parent = os.path.dirname(root)
-    for directory in (os.path.dirname(parent), parent):
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-    draft = tempfile.mkdtemp(prefix=".new-", dir=parent)
-    try:
-        for relative, content in files:
-            path = os.path.join(draft, relative)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "wb") as file:
-                file.write(content)
-        os.rename(draft, root)
-    except OSError:
-        if not os.path.isdir(root):
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

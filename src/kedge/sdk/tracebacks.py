@@ -63,7 +63,17 @@ def user_frames(stack: Iterable[traceback.FrameSummary]) -> list[traceback.Frame
     frames = [frame for frame in stack if is_user_file(frame.filename)]
     while frames and frames[0].filename.startswith(_CARRIERS):
         frames.pop(0)
-    return frames
+    # A web framework stands between the runtime and the user's handler: twenty frames that are always the same.
+    own = next((at for at, frame in enumerate(frames) if not _is_library(frame.filename)), 0)
+    return frames[own:] if own and _is_installed(frames[0].filename) else frames
+
+
+def _is_installed(filename: str) -> bool:
+    return f"{os.sep}site-packages{os.sep}" in filename or f"{os.sep}dist-packages{os.sep}" in filename
+
+
+def _is_library(filename: str) -> bool:
+    return _is_installed(filename) or filename.startswith((_LIBRARY, "<"))
 
 
 def attach(error: BaseException, frames: Iterable[Frame], text: str) -> None:
