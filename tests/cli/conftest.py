@@ -14,6 +14,8 @@ from kedge.cli.main import main
 from kedge.sdk import alias, invocation
 from kedge.sdk.app_run import AppRun
 from kedge.sdk.target import Target
+from tests.cli.live import Live
+from tests.server.fake_engine import hold
 
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
 
@@ -61,3 +63,20 @@ def remote_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(AppRun, "__enter__", enter)
     monkeypatch.setattr(AppRun, "__exit__", lambda run, *_: run._app.stopped())
     return calls
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state directory of the test's own, and nothing configured."""
+    for name in ("KEDGE_SERVER", "KEDGE_TOKEN", "KEDGE_ENVIRONMENT", "KEDGE_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KEDGE_HOME", str(tmp_path))
+    monkeypatch.setenv("KEDGE_CONFIG", str(tmp_path / "none.toml"))
+    return tmp_path
+
+
+@pytest.fixture
+def live(own_home: Path) -> Iterator[Live]:
+    """A server whose containers keep what they are given."""
+    with Live(own_home, hold) as live:
+        yield live

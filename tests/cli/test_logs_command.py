@@ -261,7 +261,7 @@ def test_where_nothing_was_written_it_says_so(tmp_path: Path) -> None:
             ("--container", "1234"),
             "no container '1234' has written anything that is kept; there are: ct-0000000000c3",
         ),
-        (("--container", "ct-0"), "no container 'ct-0' has written"),
+        (("--container", "ct-9"), "no container 'ct-9' has written"),
         (("--call", "00000000"), "more than one call whose id ends with '00000000' has written: "),
         (
             ("--function", "f"),

@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from kedge._version import __version__
 from kedge.cli.main import main
 from kedge.sdk import server_process
-from kedge.sdk.server_process import ServerAddress
 
 
 def test_version() -> None:
@@ -58,12 +57,12 @@ def test_a_server_that_was_killed_but_has_a_process_entry_left_is_no_server(
     (tmp_path / "server" / "server.json").write_text(json.dumps({"address": address, "process": os.getpid()}))
 
     class Started:
-        def __init__(self, private: bool) -> None:
-            self.address = ServerAddress("the/new.sock", "")
+        def __init__(self, private: bool, options: list[str]) -> None:
+            self.facts = {"address": "the/new.sock", "tcp": "", "web": "http://here:1", "notes": []}
 
     monkeypatch.setattr(server_process, "ServerProcess", Started)
     start = CliRunner().invoke(main, ["server", "start"])
-    assert "The server listens at the/new.sock." in start.output
+    assert "The server listens at the/new.sock, and for HTTP at http://here:1." in start.output
 
 
 @pytest.mark.parametrize("words", [["run", "nothing.py"], ["logs"], ["server", "status"]])

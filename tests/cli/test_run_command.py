@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from kedge.sdk.app_run import AppRun
 from tests.cli.conftest import Calls
 
 Run = Callable[..., Result]
@@ -230,6 +231,46 @@ def test_a_generator_is_refused_with_the_entrypoint_to_write(kedge_run: Run) -> 
         "count is a generator, and kedge run prints one result.",
         "for value in count.remote_gen():",
     )
+
+
+PAGE = """
+@app.function()
+@kedge.asgi_app()
+def page(): ...
+"""
+
+
+def test_a_web_function_alone_is_shown_how_to_be_served(kedge_run: Run) -> None:
+    result = kedge_run(APP + PAGE, "script.py")
+    assert result.exit_code == 2
+    assert "page answers HTTP requests (@kedge.asgi_app), so there is no call of it to run." in result.stderr
+    assert "`kedge serve script.py`; to let it live on: `kedge deploy script.py`." in result.stderr
+    assert "`kedge deploy -m script`" in kedge_run(None, "-m", "script::page").stderr
+
+
+def test_beside_a_web_function_the_other_one_is_run(kedge_run: Run, remote_calls: Calls) -> None:
+    assert kedge_run(SQUARE + PAGE, "script.py", "--x", "3").exit_code == 0
+    assert remote_calls == [("square", (), {"x": 3, "exact": True})]
+
+
+def test_a_scheduled_function_runs_once(kedge_run: Run, remote_calls: Calls) -> None:
+    source = APP + "@app.function(schedule=kedge.Period(days=1))\ndef tick(): ...\n"
+    result = kedge_run(source, "script.py")
+    assert remote_calls == [("tick", (), {})]
+    assert "tick runs once now; its schedule counts when the app is deployed" in result.stderr
+
+
+def test_the_environment_reaches_the_run(kedge_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str | None] = []
+    enter = AppRun.__enter__
+
+    def entered(run: AppRun) -> object:
+        found.append(run._environment)
+        return enter(run)
+
+    monkeypatch.setattr(AppRun, "__enter__", entered)
+    assert kedge_run(MAIN, "--env", "staging", "script.py").exit_code == 0
+    assert found == ["staging"]
 
 
 def test_a_parameter_of_class_and_method_alike_is_refused(kedge_run: Run) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import traceback
 
+import click
 from rich.text import Text
 
-from kedge.exception import Error
+from kedge.cli.reference import ImportFailed
+from kedge.exception import Error, RemoteError
 from kedge.sdk.tracebacks import REMOTE, describe
 
 VARIABLE = "KEDGE_TRACEBACK"
@@ -49,3 +52,33 @@ def styled(text: str) -> Text:
         else:
             result.append(line)
     return result
+
+
+def import_failure(failed: ImportFailed, so: str) -> tuple[str, str]:
+    """The traceback of code that did not import, and the sentence below it; `so` says what follows from that."""
+    cause = failed.__cause__
+    assert cause is not None
+    how = " called sys.exit()" if isinstance(cause, SystemExit) else " failed"
+    return traceback_text(cause), f"Error: importing {failed}{how}, so {so}."
+
+
+def print_import_failure(failed: ImportFailed, so: str) -> None:
+    text, sentence = import_failure(failed, so)
+    print_styled(text)
+    click.echo(sentence, err=True)
+
+
+def print_styled(text: str) -> None:
+    """A traceback on stderr, in colours where that is a terminal."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+
+        Console(file=sys.stderr, highlight=False).print(styled(text), end="", soft_wrap=True)
+    else:
+        click.echo(text, err=True, nl=False)
+
+
+def remote_cause(error: BaseException) -> str:
+    """The traceback of what happened in a container, where that led to an error that a server reports; else empty."""
+    cause = error.__cause__ if isinstance(error, RemoteError) else None
+    return traceback_text(cause) if cause is not None else ""

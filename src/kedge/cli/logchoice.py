@@ -14,6 +14,7 @@ import click
 from msgspec import Struct
 from msgspec.structs import replace
 
+from kedge.cli.choice import matching
 from kedge.cli.loglines import Filter
 from kedge.cli.moments import moment
 from kedge.cli.progress import seconds
@@ -105,6 +106,12 @@ def _app(reader: LogReader, options: Options) -> tuple[str, str]:
         latest = [] if options.anywhere else reader.apps()
         return (latest[0].id if latest else "", "")
     found = reader.apps(options.app)
+    if not found and options.app.startswith(f"{APP}-"):
+        ids = matching(options.app, [app.id for app in reader.apps()])
+        if len(ids) > 1:
+            raise NotFoundError(f"more than one app {options.app!r} has written: {_some(ids)}; write the whole id")
+        if ids:
+            return ids[0], ""
     if not found and not options.follow:
         now = time.time()
         by_name: dict[str, str] = {}

@@ -34,6 +34,8 @@ def origin(entry: Entry, members: Members) -> str:
         others = f" +{len(members(entry)) - 1}" if entry.batch else ""
         attempt = f" attempt {entry.attempt}" if entry.attempt else ""
         return f"{name} {short_call(entry.call)}-{entry.position}{others}{attempt}"
+    if "/" in entry.container:
+        return name  # kedge's own words about the function, from no container
     return f"{name} [{short_container(entry.container)}{' raw' if entry.raw else ''}]".strip()
 
 

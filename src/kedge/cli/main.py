@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from kedge._version import __version__
-from kedge.cli import interrupt
+from kedge.cli import apps, containers, deploying, functions, interrupt, profiles, servers, shell, tokens
+from kedge.cli.logoptions import log_options, show_logs
+from kedge.cli.outcome import finish, not_empty
 
 
 class Commands(click.Group):
@@ -22,13 +23,6 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(interrupt.EXIT_CODE)
-
-
-def not_empty(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """An empty text is nearly always a variable of a script that was not set, and would select everything."""
-    if value == "":
-        raise click.BadParameter("it is empty; leave the option out, or give it something to look for.")
-    return value
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,6 +58,14 @@ def open_closed_streams() -> None:
 @click.option("-d", "--detach", is_flag=True, help="Leave the app running on this machine's server.")
 @click.option("-n", "--name", metavar="NAME", help="Name of the app for this run.")
 @click.option(
+    "-e",
+    "--env",
+    "environment",
+    metavar="NAME",
+    callback=not_empty,
+    help="Environment that names are looked up in.",
+)
+@click.option(
     "-w",
     "--write-result",
     metavar="FILE",
@@ -79,6 +81,7 @@ def run_command(
     quiet: bool,
     detach: bool,
     name: str | None,
+    environment: str | None,
     write_result: Path | None,
     timestamps: bool,
     no_alias: bool,
@@ -103,6 +106,7 @@ def run_command(
         quiet=quiet,
         detach=detach,
         name=name,
+        environment=environment,
         write_result=write_result,
         timestamps=timestamps,
         alias_modal=not no_alias,
@@ -111,22 +115,7 @@ def run_command(
 
 
 @main.command("logs")
-@click.option(
-    "--input", callback=not_empty, metavar="ID", help="Lines of this input: in-…, or its end as lines show it."
-)
-@click.option("--call", callback=not_empty, metavar="ID", help="Lines of all inputs of this call.")
-@click.option("--function", callback=not_empty, metavar="NAME", help="Lines of this function, class or Class.method.")
-@click.option("--container", callback=not_empty, metavar="ID", help="Lines of this container.")
-@click.option(
-    "--since", callback=not_empty, metavar="WHEN", help="Not before this: 10m, 2h, 1d, 14:30, 2026-01-31T14:30."
-)
-@click.option("--until", callback=not_empty, metavar="WHEN", help="Not after this.")
-@click.option("--grep", metavar="REGEX", help="Lines in which this regular expression is found.")
-@click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Lines of this stream.")
-@click.option("-n", "--tail", metavar="N", type=click.IntRange(min=0), help="At most the last N lines.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now, until Ctrl-C.")
-@click.option("--timestamps", is_flag=True, help="Begin each line with its local time.")
-@click.option("--json", is_flag=True, help="One JSON object per line, with all that is known of it.")
+@log_options()
 @click.argument("app", metavar="[APP]", callback=not_empty, required=False)
 def logs_command(**words: Any) -> None:
     """Show what containers have printed, also after their run has ended.
@@ -140,65 +129,22 @@ def logs_command(**words: Any) -> None:
         kedge logs demo --since 1h --grep "error|warning"
         kedge logs -f
     """
-    from kedge.cli import logs
-    from kedge.cli.logchoice import Options
-
-    given = {name: word for name, word in words.items() if word is not None}
-    sys.exit(_clean(lambda: logs.show(Options(**given))))
+    finish(lambda: show_logs(words))
 
 
-@main.group("server")
-def server_group() -> None:
-    """The machine's server, which outlives the programs that use it."""
-
-
-@server_group.command("start")
-def server_start() -> None:
-    """Start it, unless it runs."""
-    from kedge.cli import server
-
-    sys.exit(_clean(server.start))
-
-
-@server_group.command("status")
-def server_status() -> None:
-    """Say what runs on it."""
-    from kedge.cli import server
-
-    sys.exit(_clean(server.status))
-
-
-@server_group.command("stop")
-def server_stop() -> None:
-    """End it, and everything that runs on it."""
-    from kedge.cli import server
-
-    sys.exit(_clean(server.stop))
-
-
-@main.group("app")
-def app_group() -> None:
-    """Apps that were left running by `kedge run --detach`."""
-
-
-@app_group.command("stop")
-@click.argument("app")
-def app_stop(app: str) -> None:
-    """End an app by its id: what waits or runs is cancelled."""
-    from kedge.cli import server
-
-    sys.exit(_clean(lambda: server.stop_app(app)))
-
-
-def _clean(command: Callable[[], int]) -> int:
-    """The exit code of a command; an error of kedge is one line, not a traceback."""
-    from kedge.exception import Error
-
-    try:
-        return command()
-    except Error as error:
-        click.echo(f"Error: {error}", err=True)
-        return 1
+for command in (
+    deploying.deploy_command,
+    deploying.serve_command,
+    servers.server,
+    apps.app,
+    containers.container,
+    functions.function,
+    shell.shell,
+    tokens.token,
+    profiles.profile,
+    profiles.configuration,
+):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -41,14 +41,20 @@ class ImportFailed(Exception):
 class Reference:
     """What the user wrote, taken apart. `target` is empty where no name was given."""
 
-    def __init__(self, text: str, is_module: bool = False) -> None:
+    def __init__(self, text: str, is_module: bool = False, command: str = "kedge run") -> None:
         self.text = text
+        self.command = command
+        """What people wrote before it, for advice."""
         self.source, separator, self.target = text.partition("::")
         self.is_module = is_module
         if separator and not self.target:
             raise click.UsageError(f"{text!r} ends with '::'; write {self.source}::NAME, or {self.source} alone.")
         if not self.source:
             raise click.UsageError(f"{text!r} names no file; write file.py::{self.target or 'NAME'}.")
+
+    def place(self, name: str) -> str:
+        """How to write the command for another thing in the same file."""
+        return f"{self.command}{' -m' if self.is_module else ''} {self.source}::{name}"
 
     def load(self) -> ModuleType:
         """Imports the module. click.UsageError where it cannot be found, ImportFailed where its own code fails."""
@@ -112,7 +118,7 @@ class Reference:
             if near:
                 return near
         if path.suffix != ".py" and os.sep not in self.source:
-            return f" For a module, write: kedge run -m {self.text}"
+            return f" For a module, write: {self.command} -m {self.text}"
         return ""
 
 
@@ -157,7 +163,7 @@ class Runnable:
     @property
     def web(self) -> str | None:
         """The web decorator of a function that answers HTTP requests."""
-        return None if self.kind == "entrypoint" else self._method.web
+        return None if self.kind == "entrypoint" or self._method.web is None else self._method.web.kind
 
     @property
     def _method(self) -> Any:
@@ -174,13 +180,45 @@ def runnables_of(app: App) -> Iterator[Runnable]:
             yield Runnable(f"{name}.{method.name}", app, cls, "method", method.name)
 
 
-def choose(reference: Reference, module: ModuleType) -> Runnable:
-    """The thing to run; click.UsageError says what there is where the reference does not decide it."""
+def _apps_of(reference: Reference, module: ModuleType) -> dict[str, App]:
     from kedge.sdk import registry
 
     apps = registry.apps_in(module)
     if not apps:
         raise click.UsageError(f"{reference.source} has no kedge.App. A file to run looks like this:\n\n{EXAMPLE}")
+    return apps
+
+
+def choose_app(reference: Reference, module: ModuleType) -> App:
+    """The app to deploy or serve: the only one, or the one that the reference names. click.UsageError says what there
+    is where that does not decide it, and where it has nothing to be called."""
+    apps = _apps_of(reference, module)
+    unique = list({id(app): app for app in apps.values()}.values())
+    named = [variable for variable in apps if variable]
+    if reference.target:
+        if reference.target not in named:
+            there = "".join(f"    {reference.place(variable)}\n" for variable in named) or "    (none)\n"
+            raise click.UsageError(
+                f"{reference.source} has no app {reference.target!r}.{nearest(reference.target, named)} Name the "
+                f"variable that holds one:\n\n{there}"
+            )
+        app = apps[reference.target]
+    elif len(unique) == 1 or "app" in apps:
+        app = unique[0] if len(unique) == 1 else apps["app"]
+    else:
+        there = "".join(f"    {reference.place(variable)}\n" for variable in named)
+        raise click.UsageError(f"{reference.source} has several apps; choose one:\n\n{there}")
+    if not app.registered_functions and not app.registered_classes:
+        raise click.UsageError(
+            f"the app of {reference.source} has no functions to serve; add @app.function() to some. Local entrypoints "
+            f"are for `kedge run`."
+        )
+    return app
+
+
+def choose(reference: Reference, module: ModuleType) -> Runnable:
+    """The thing to run; click.UsageError says what there is where the reference does not decide it."""
+    apps = _apps_of(reference, module)
     target = reference.target
     variable, _, rest = target.partition(".")
     if variable in apps and variable:
@@ -191,7 +229,7 @@ def choose(reference: Reference, module: ModuleType) -> Runnable:
     if target:
         return _named(reference, target, found)
     entrypoints = [runnable for runnable in found if runnable.kind == "entrypoint"]
-    candidates = entrypoints or found
+    candidates = entrypoints or [runnable for runnable in found if runnable.web is None] or found
     if not candidates:
         raise click.UsageError(
             f"the app of {reference.source} has nothing to run; add @app.function() or @app.local_entrypoint()."
@@ -223,5 +261,4 @@ def _named(reference: Reference, target: str, found: list[Runnable]) -> Runnable
 
 
 def _list(reference: Reference, runnables: list[Runnable]) -> str:
-    command = "kedge run -m" if reference.is_module else "kedge run"
-    return "\n".join(f"    {command} {reference.source}::{runnable.name}" for runnable in runnables)
+    return "\n".join(f"    {reference.place(runnable.name)}" for runnable in runnables)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import inspect
 import pprint
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from kedge.cli.display import STOPPING, Display, display_for
 from kedge.cli.reference import ImportFailed, Reference, Runnable, choose
 from kedge.exception import Error
 from kedge.model.protocol import StatisticsRequested
+from kedge.model.variants import defaults_of
 from kedge.sdk import alias, output
 from kedge.sdk.client import Client
-from kedge.sdk.parameters import defaults_of
 
 OK, FAILED, NOT_STARTED = 0, 1, 2
 LAST_STATISTICS_S = 2.0
@@ -41,6 +40,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     timestamps: bool = False
     alias_modal: bool = True
     name: str | None = None
+    environment: str | None = None
     write_result: Path | None = None
 
 
@@ -53,14 +53,11 @@ def run(text: str, arguments: Sequence[str], settings: Settings) -> int:
             reference = Reference(text, settings.is_module)
             runnable = choose(reference, reference.load())
             prefix = "kedge run -m" if settings.is_module else "kedge run"
+            refuse_unrunnable(runnable, f"{'-m ' if settings.is_module else ''}{reference.source}")
             command = make_command(runnable, lambda call: execute(runnable, call, settings, interrupts))
             return int(command.main(list(arguments), f"{prefix} {text}", standalone_mode=False) or OK)
         except ImportFailed as failed:
-            cause = failed.__cause__
-            assert cause is not None
-            _print_error(cause)
-            how = " called sys.exit()" if isinstance(cause, SystemExit) else " failed"
-            click.echo(f"Error: importing {failed}{how}, so nothing was run.", err=True)
+            failures.print_import_failure(failed, "nothing was run")
             return NOT_STARTED
         except KeyboardInterrupt:
             return interrupt.EXIT_CODE
@@ -101,14 +98,13 @@ class EntrypointCommand(click.Command):
             ) from None
 
 
-_OWN_OPTIONS = frozenset(
-    ("-q", "--quiet", "-d", "--detach", "-m", "-w", "--write-result", "--timestamps", "--no-alias", "-n", "--name")
-)
+_SHORT_OPTIONS = ("-q", "-d", "-m", "-w", "-n", "-e")
+_LONG_OPTIONS = ("--quiet", "--detach", "--write-result", "--timestamps", "--no-alias", "--name", "--env")
+_OWN_OPTIONS = frozenset((*_SHORT_OPTIONS, *_LONG_OPTIONS))
 
 
 def make_command(runnable: Runnable, execute: Callable[[Call], int]) -> click.Command:
     """The command line of one runnable. Its result is the exit code."""
-    _refuse_unrunnable(runnable)
     code = runnable.code
     help_text = inspect.getdoc(code)
     if values.takes_raw_arguments(code) and runnable.kind != "method":
@@ -150,11 +146,13 @@ def make_command(runnable: Runnable, execute: Callable[[Call], int]) -> click.Co
     return EntrypointCommand(runnable.name, params=[*of_class, *own], callback=callback, help=help_text)
 
 
-def _refuse_unrunnable(runnable: Runnable) -> None:
+def refuse_unrunnable(runnable: Runnable, source: str) -> None:
+    """click.UsageError for what has no single call, with what to write instead."""
     name = runnable.name
     if runnable.web is not None:
         raise click.UsageError(
-            f"{name} answers HTTP requests (@kedge.{runnable.web}), so there is no call of it to run."
+            f"{name} answers HTTP requests (@kedge.{runnable.web}), so there is no call of it to run. To let it answer "
+            f"while you edit it: `kedge serve {source}`; to let it live on: `kedge deploy {source}`."
         )
     if runnable.is_generator:
         raise click.UsageError(
@@ -177,8 +175,10 @@ def execute(runnable: Runnable, call: Call, settings: Settings, interrupts: inte
     failure: BaseException | None = None
     result: Any = None
     try:
-        with display.shown(), output.show_on(display), runnable.app.run(name=name, detach=settings.detach):
+        with display.shown(), output.show_on(display), _running(runnable, name, settings):
             try:
+                if runnable.kind == "function" and runnable.handle.spec.schedule is not None:
+                    display.notice(f"{runnable.name} runs once now; its schedule counts when the app is deployed")
                 if settings.detach:
                     display.notice(f"the app {runnable.app.app_id} stays when this ends; `kedge app stop` ends it")
                 result = _call(runnable, call)
@@ -198,6 +198,10 @@ def execute(runnable: Runnable, call: Call, settings: Settings, interrupts: inte
         return FAILED
     display.finish("Done")
     return _hand_over(result, runnable, settings)
+
+
+def _running(runnable: Runnable, name: str, settings: Settings) -> Any:
+    return runnable.app.run(name=name, detach=settings.detach, environment_name=settings.environment)
 
 
 def _call(runnable: Runnable, call: Call) -> Any:
@@ -246,13 +250,3 @@ def _hand_over(result: Any, runnable: Runnable, settings: Settings) -> int:
         )
         return FAILED
     return OK
-
-
-def _print_error(error: BaseException) -> None:
-    text = failures.styled(failures.traceback_text(error))
-    if sys.stderr.isatty():
-        from rich.console import Console
-
-        Console(file=sys.stderr, highlight=False).print(text, end="", soft_wrap=True)
-    else:
-        click.echo(text.plain, err=True, nl=False)

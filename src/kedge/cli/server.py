@@ -1,62 +1,48 @@
-"""`kedge server` and `kedge app`: the machine's server, which outlives programs, and the apps that were left on it."""
+"""`kedge server start|stop|restart|status`: the machine's server, which outlives programs."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 import psutil
 
+from kedge.cli import asking, serverfacts
 from kedge.cli.progress import Statistics, busy_pools, containers, label, number, plural, seconds
 from kedge.exception import AuthError, ConnectionError
 from kedge.model.ids import app_of
-from kedge.model.protocol import AppStopped, StatisticsRequested
+from kedge.model.protocol import ServerRequested, StatisticsRequested
 from kedge.sdk import server_process
 from kedge.sdk.client import Client
 
-STOP_S = 20.0
-"""Seconds until a server must have ended: it gives containers 10 for their exit hooks."""
+STOP_S = 40.0
+"""Seconds until a server must have ended: it gives web requests 5 for their answers, and containers 10 for their exit
+hooks."""
 ANSWER_S = 10.0
 _LOOK_S = 0.05
 
 
-def start() -> int:
+def start(options: Sequence[str], foreground: bool = False) -> int:
     """Starts the machine's server, unless it runs."""
-    client = _connect()
+    client = _own()
     if client is not None:
         client.close()
         click.echo(f"A server is running already at {client.address}.")
+        if options:
+            click.echo(
+                "It goes on with its own options; `kedge server restart` with these ones changes them.", err=True
+            )
         return 0
-    started = server_process.ServerProcess(private=False)
-    click.echo(f"The server listens at {started.address.address}. `kedge run` uses it; `kedge server stop` ends it.")
-    return 0
-
-
-def status() -> int:
-    """Says what runs. The exit code is 1 where no server does."""
-    client = _connect()
-    if client is None:
-        click.echo(
-            "No server is running. `kedge run` starts one for its own time; `kedge server start` one that stays."
-        )
-        return 1
-    try:
-        facts: Statistics = client.request(lambda request: StatisticsRequested(request), ANSWER_S)
-    finally:
-        client.close()
-    click.echo(f"The server listens at {client.address}.")
-    process = _process()
-    if process is not None:
-        memory, up = process.memory_info().rss / 2**20, time.time() - process.create_time()
-        click.echo(f"Process {process.pid}, {number(memory)} MiB, up for {seconds(up)}.")
-    click.echo(f"{plural(facts['apps'], 'app')}, {plural(facts['containers'], 'container')}.")
-    for pool in busy_pools(facts["pools"]):
-        done = f"{number(pool['finished'])} of {plural(pool['submitted'], 'input')}"
-        click.echo(f"  {app_of(pool['pool'])} {label(pool)}: {containers(pool)}, {done}")
+    if foreground:
+        _become(options)
+    _introduce(server_process.ServerProcess(private=False, options=options).facts)
     return 0
 
 
@@ -66,54 +52,135 @@ def stop() -> int:
     if process is None:
         click.echo("No server is running.")
         return 0
-    process.send_signal(signal.SIGTERM)
-    give_up = time.monotonic() + STOP_S
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > give_up:
-            click.echo(f"Error: process {process.pid} has not ended within {STOP_S:g} s.", err=True)
-            return 1
-        time.sleep(_LOOK_S)
+    if not _ended(process):
+        click.echo(_stuck(process), err=True)
+        return 1
     click.echo("The server has ended.")
     return 0
 
 
-def stop_app(app: str) -> int:
-    """Ends an app that was left running."""
-    client = _connect()
-    if client is None:
-        click.echo("Error: no server is running, so no app is either.", err=True)
-        return 1
-    try:
-        answer = client.request(lambda request: AppStopped(app, request, "stopped by `kedge app stop`"), 3 * STOP_S)
-    finally:
-        client.close()
-    if not answer.get("known", True):
+def restart(options: Sequence[str]) -> int:
+    """Ends it and starts it again, as it was started before unless there are other options."""
+    process, facts = _process(), _published()
+    if process is not None and facts.get("foreground"):
         click.echo(
-            f"Error: no app {app} is running on this server; `kedge server status` shows those that are (ap-…).",
+            f"Error: process {process.pid} runs in the foreground, so whoever started it must start it again "
+            "(`systemctl --user restart kedge`, where it was systemd).",
             err=True,
         )
         return 1
-    click.echo(f"{app} has stopped.")
+    if process is not None and not _ended(process):
+        click.echo(_stuck(process), err=True)
+        return 1
+    return start(options or facts.get("options", []) if process is not None else options)
+
+
+def status(as_json: bool = False) -> int:
+    """Says what runs. The exit code is 1 where no server does."""
+    client = asking.find()
+    if client is None:
+        if as_json:
+            click.echo(json.dumps({"running": False}))
+        else:
+            click.echo(
+                "No server is running. `kedge run` starts one for its own time; `kedge server start` one that stays."
+            )
+        return 1
+    try:
+        facts: dict[str, Any] = client.request(ServerRequested, ANSWER_S)
+        statistics: Statistics = client.request(StatisticsRequested, ANSWER_S)
+    finally:
+        client.close()
+    if as_json:
+        published = _published() if facts["process"] == _published().get("process") else {}
+        facts = {"running": True, **facts, "log_file": published.get("log_file", ""), "pools": statistics["pools"]}
+        click.echo(json.dumps(facts))
+        return 0
+    click.echo(f"The server listens at {client.address}.")
+    if facts["web"]:
+        click.echo(f"Web functions answer at {facts['web']}.")
+    if facts["tcp"]:
+        click.echo(f"Other machines connect to {facts['tcp']}.")
+    memory = number(facts["memory_bytes"] / 2**20)
+    click.echo(f"Process {facts['process']}, {memory} MiB, up for {seconds(facts['up_s'])}, kedge {facts['version']}.")
+    click.echo(f"{plural(sum(facts['apps'].values()), 'app')}, {plural(statistics['containers'], 'container')}.")
+    for pool in busy_pools(statistics["pools"]):
+        done = f"{number(pool['finished'])} of {plural(pool['submitted'], 'input')}"
+        app = app_of(pool["pool"])
+        click.echo(f"  {facts['deployments'].get(app, app)} {label(pool)}: {containers(pool)}, {done}")
+    for line in serverfacts.lines(facts):
+        click.echo(line)
     return 0
 
 
-def _connect() -> Client | None:
-    found = server_process.find()
+def command(options: Sequence[str], foreground: bool) -> list[str]:
+    """The command line of the machine's server."""
+    home = server_process.home()
+    words = [sys.executable, "-P", "-m", "kedge.server.main", "--home", home]
+    words += ["--log-file", server_process.machine_log(home), *options]
+    return [*words, "--foreground"] if foreground else words
+
+
+def _become(options: Sequence[str]) -> NoReturn:
+    """This process is the server from now on: whoever watches it watches the server."""
+    words = command(options, foreground=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(words[0], words, server_process.environment())
+
+
+def _introduce(facts: dict[str, Any]) -> None:
+    click.echo(f"The server listens at {facts['address']}, and for HTTP at {facts['web']}.")
+    if facts["tcp"]:
+        click.echo(f"Other machines connect to {facts['tcp']}, with a token (`kedge token create`).")
+    for note in facts["notes"]:
+        click.echo(f"Note: {note}.", err=True)
+    click.echo("`kedge deploy` and `kedge run` use it; `kedge server stop` ends it.")
+
+
+def _own() -> Client | None:
+    """A connection to the server of this machine, whatever other one variables and profiles name."""
+    found = server_process.find(server_process.home())
     if found is None:
         return None
     try:
         return Client.connect(found.address, found.token)
     except (ConnectionError, AuthError):
-        if os.environ.get("KEDGE_SERVER"):
-            raise
         return None
+
+
+def _published() -> dict[str, Any]:
+    """What the server of this machine wrote down when it started; nothing where there is none."""
+    path = Path(server_process.home()) / "server" / "server.json"
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _process() -> psutil.Process | None:
     """The machine's server; None where there is none, or where its number belongs to another program by now."""
-    path = Path(server_process.home()) / "server" / "server.json"
     try:
-        process = psutil.Process(json.loads(path.read_text())["process"])
+        process = psutil.Process(_published()["process"])
         return process if any("kedge.server" in part for part in process.cmdline()) else None
-    except (OSError, ValueError, KeyError, psutil.Error):
+    except (ValueError, KeyError, TypeError, psutil.Error):
         return None
+
+
+def _stuck(process: psutil.Process) -> str:
+    return (
+        f"Error: process {process.pid} has not ended within {STOP_S:g} s; `kill -9 {process.pid}` ends it and all that "
+        "runs on it, and loses nothing that is on disk."
+    )
+
+
+def _ended(process: psutil.Process) -> bool:
+    """Ends it in order; False where that takes too long."""
+    process.send_signal(signal.SIGTERM)
+    give_up = time.monotonic() + STOP_S
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(_LOOK_S)
+    return True

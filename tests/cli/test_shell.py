@@ -1,0 +1,107 @@
+"""`kedge shell`: a shell where a function runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from kedge.model import protocol as p
+from kedge.model.spec import EnvironmentSpec
+from tests.cli.live import Live
+from tests.server.shell import app, inputs
+
+APP = """
+import kedge
+
+app = kedge.App("demo")
+
+@app.function(cpu=3.0)
+def train() -> None: ...
+
+@app.cls()
+class Model:
+    @kedge.method()
+    def run(self) -> None: ...
+"""
+
+
+def shell(home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith("KEDGE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "kedge.cli.main", "shell", *words],
+        env={**own, "KEDGE_HOME": str(home), "SHELL": "/bin/sh", **variables},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+
+
+def test_a_shell_with_what_a_function_would_find(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(APP)
+    command = 'echo "$OMP_NUM_THREADS $KEDGE_IS_REMOTE $(pwd)"; exit 3'
+    plain = shell(tmp_path, "-c", command)
+    assert (plain.returncode, plain.stdout, plain.stderr) == (3, f"1 1 {tmp_path}\n", "")
+    declared = shell(tmp_path, "script.py::train", "-c", command)
+    assert (declared.returncode, declared.stdout) == (3, f"3 1 {tmp_path}\n")
+    assert shell(
+        tmp_path, "script.py::Model", "-c", "python -c 'import sys; print(sys.executable)'"
+    ).stdout.strip() == (sys.executable)
+
+
+def test_the_shell_is_that_of_the_user_and_is_told_by_its_exit_code(tmp_path: Path) -> None:
+    mine = tmp_path / "myshell"
+    mine.write_text('#!/bin/sh\necho "mine: $*"\nexit 9\n')
+    mine.chmod(0o700)
+    found = shell(tmp_path, "-c", "anything", SHELL=str(mine))
+    assert (found.returncode, found.stdout) == (9, "mine: -c anything\n")
+
+
+def test_a_file_that_does_not_import_and_one_without_the_function(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(APP)
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    broken = shell(tmp_path, "broken.py", "-c", "true")
+    assert broken.returncode == 2
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in broken.stderr
+    assert "Error: importing broken.py failed, so there is no shell." in broken.stderr
+    missing = shell(tmp_path, "script.py::trian", "-c", "true")
+    assert missing.returncode == 1
+    assert "Error: script.py has no function 'trian'. Did you mean 'train'? It has: train, Model.run, Model" in (
+        missing.stderr
+    )
+
+
+def test_a_shell_of_a_function_and_of_a_container_of_a_server(live: Live) -> None:
+    environment = EnvironmentSpec(
+        python=sys.executable, python_version="3.11", variables=(("PATH", os.defpath),), directory=str(live.home)
+    )
+    spec = replace(app(env=(("NAME", "value"),)), environment=environment)
+    live.say(p.AppCreated(1, spec), inputs("a"))
+    live.until(lambda: live.engine.containers and live.engine.only.held)
+    container = live.engine.only.launch.container
+    command = 'echo "$NAME ${KEDGE_CONTAINER_ID:-none}"'
+    assert shell(live.home, "demo.square", "-c", command).stdout == "value none\n"
+    assert shell(live.home, container, "-c", command).stdout == f"value {container}\n"
+    unknown = shell(live.home, "demo.sqare", "-c", command)
+    assert unknown.returncode == 1
+    assert "the app demo has no function 'sqare'. Did you mean 'square'?" in unknown.stderr
+
+
+def test_without_a_server_there_is_no_container(own_home: Path) -> None:
+    found = shell(own_home, "ct-1", "-c", "true")
+    assert (found.returncode, found.stderr) == (
+        1,
+        "Error: no server is running, so neither a container nor an app is.\n",
+    )
+
+
+@pytest.mark.parametrize("words", [("-h",), ("--help",)])
+def test_help_has_examples(tmp_path: Path, words: tuple[str, ...]) -> None:
+    found = shell(tmp_path, *words)
+    assert "kedge shell ct-0123" in found.stdout
