@@ -22,7 +22,7 @@ bench:                 ## each measurement beside its yardstick, as ratios
 	$(PYTHON) -m benchmarks
 
 docs:                  ## the runnable parts of the documents
-	$(PYTHON) -m pytest -q tests/test_docs.py
+	$(PYTHON) -m pytest -q tests/test_docs.py tests/docs
 
 fix:
 	ruff check --fix .

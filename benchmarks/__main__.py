@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import attribution, calls, cancel, core, logs, memory, peers
+from benchmarks import attribution, calls, cancel, core, logs, memory, peers, web
 from benchmarks.report import RESULTS, Report, machine
 
 ALL = {
@@ -15,6 +15,7 @@ ALL = {
     "logs": logs.run,
     "peers": peers.run,
     "attribution": attribution.run,
+    "web": web.run,
 }
 
 

@@ -192,7 +192,7 @@ def test_a_detached_app_stays_until_it_is_stopped(environment: dict[str, str]) -
         assert f"\n  {app} square: 1 container, " in status
         assert run(environment, "app", "stop", app) == (0, f"{app} has stopped.\n", "")
         assert "0 apps, 0 containers." in run(environment, "server", "status")[1]
-        unknown = f"Error: no app {app} is running on this server; `kedge server status` shows those that are (ap-…).\n"
+        unknown = f"Error: there is no app {app!r}. `kedge app list --all` shows them with their ids.\n"
         assert run(environment, "app", "stop", app) == (1, "", unknown)
         assert run(environment, "run", "-q", "script.py::main") == (0, "sum 14\n", "")
     finally:

@@ -177,3 +177,13 @@ def test_the_guide_shows_what_is_shown(environment: dict[str, str], tmp_path: Pa
 
 def short_input(environment: dict[str, str]) -> str:
     return kedge(environment, "logs", "-n", "1").split()[1]
+
+
+def test_who_runs_something_hears_that_nothing_is_kept(environment: dict[str, str]) -> None:
+    logs = Path(environment["KEDGE_HOME"]) / "logs"
+    logs.mkdir(parents=True)
+    (logs / "logs.db").write_text("this is no database\n" * 100)
+    process = start(environment, "run", "script.py")
+    _, stderr = process.communicate(timeout=LONG)
+    assert process.returncode == 0, "the program runs all the same"
+    assert stderr.count(f"what containers print is not kept: {logs}/logs.db: file is not a database; remove") == 1
