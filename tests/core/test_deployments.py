@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from kedge.core.apps import rebased
-from kedge.core.deployments import KEPT_VERSIONS
+from kedge.core.deployments import KEPT_VERSIONS, ROOM_PATIENCE_S
 from kedge.core.outbox import STORE
 from kedge.model import protocol as p
 from kedge.model.ids import deployment_id, function_id, pool_id
@@ -142,10 +142,26 @@ def test_what_finds_no_room_now_is_not_tried(bench: Make) -> None:
     b.submit(pool="fu-1-busy")
     b.ready()
     b.send(p.AppDeployed(2, version(1, function(resources=Resources(cpu=4.0)))), "se-9")
+    assert answer(b, 2) is None
+    b.wait(ROOM_PATIENCE_S)
     reply = answer(b, 2)
     assert reply is not None
     assert reply.value["unproved"] == ["f"]
-    assert "could not be tried" in b.orders(p.Notice, "se-9")[0].text
+    assert "could not be tried" in [o for _, o in b.commands if isinstance(o, p.Notice)][-1].text
+
+
+def test_functions_that_have_no_room_beside_each_other_are_tried_in_turn(bench: Make) -> None:
+    b = bench(cpu=4.0)
+    whole = [function(name, resources=Resources(cpu=4.0)) for name in ("f", "g", "h")]
+    b.send(p.AppDeployed(2, version(1, *whole)), "se-9")
+    for _ in whole:
+        b.ready()
+        for container in [c.id for c in b.plane.containers.values() if c.state == "draining"]:
+            b.lose(container, exit_code=0)
+    reply = answer(b, 2)
+    assert reply is not None
+    assert reply.value["unproved"] == []
+    assert len(b.started) == 3
 
 
 def test_a_class_whose_parameters_must_be_given_is_not_tried(bench: Make) -> None:
@@ -524,7 +540,9 @@ def test_a_web_server_s_port_passes_from_version_to_version(bench: Make) -> None
     server = function(methods=(MethodSpec(web=WebSpec(kind="web_server", port=8000)),))
     deploy(b, 1, server)
     b.submit(pool=POOL)
-    reply = deploy(b, 2, server)
+    deploy(b, 2, server)
+    b.wait(0.0)
+    reply = answer(b, 102)
     assert reply is not None
     assert reply.value["unproved"] == ["f"]
     b.submit(1, "fc-2", pool=POOL)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from kedge.core.plane import Plane
     from kedge.core.pool import Pool
 
+ROOM_PATIENCE_S = 3.0
+"""Seconds in which room must be found for a container that is to be tried. Idle ones leave at once for it."""
 KEPT_VERSIONS = 20
 """Versions that can be rolled back to, or called by their number. Each costs what its declarations take."""
 
@@ -171,6 +173,7 @@ class Deployments:
         deployment = self.tried.get(pool.app)
         if deployment is not None and deployment.candidate is not None:
             if deployment.candidate.awaited.pop(pool, pool) is None:
+                pool.fleet.settings = pool.spec.autoscaler  # it may leave for another that is to be tried
                 self._say(deployment.candidate, f"{pool.spec.name} is up after {pool.fleet.startup_s:.2g} s")
             self.news[deployment] = None
 
@@ -182,14 +185,22 @@ class Deployments:
             deployment.candidate.error = deployment.candidate.error or replace(error, message=text)
             self.news[deployment] = None
 
-    def no_room(self, pool: Pool, reason: str) -> None:
-        """There is no place for a container of this pool at the moment, so it cannot be tried."""
+    def no_room(self, pool: Pool) -> None:
+        """There is no place for a container of this pool. Idle ones of others may leave for it, and those that come up
+        only to be tried; what works goes on working, and what listens on its port is the version before."""
+        if pool.app in self.tried:
+            patience = 0.0 if pool.spec.resources.ports else ROOM_PATIENCE_S
+            self._plane.agenda.at(self._plane.agenda.now + patience, lambda now: self._not_tried(pool))
+
+    def _not_tried(self, pool: Pool) -> None:
         deployment = self.tried.get(pool.app)
-        if deployment is not None and deployment.candidate is not None:
-            if deployment.candidate.awaited.pop(pool, pool) is None:
-                deployment.candidate.unproved.append(pool.spec.name)
-                self._say(deployment.candidate, f"{pool.spec.name} could not be tried: {reason}")
-            self.news[deployment] = None
+        candidate = deployment.candidate if deployment is not None else None
+        if deployment is None or candidate is None or pool not in candidate.awaited or pool.fleet.containers:
+            return
+        del candidate.awaited[pool]
+        candidate.unproved.append(pool.spec.name)
+        self._say(candidate, f"{pool.spec.name} could not be tried: {pool.fleet.waiting_for_room}")
+        self.news[deployment] = None
 
     def settle(self) -> None:
         """Ends trials whose outcome is known."""

@@ -202,7 +202,7 @@ class Fleet:
         if not self.waiting_for_room and self.pool.suspects.concern:
             self._plane.touch(self.pool)  # where there can be no other container, suspects share theirs
         self.waiting_for_room = place.reason
-        self._plane.deployments.no_room(self.pool, place.reason)
+        self._plane.deployments.no_room(self.pool)
         self._plane.rooms.wait(self.pool)
 
     def _needs_no_room(self) -> None:
