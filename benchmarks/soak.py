@@ -357,7 +357,7 @@ def read_results(outcome: Outcome, spawned: dict[str, str], home: Path, kept: Pa
     outcome.missing += [f"{call}: {rows[call]} rows in the store" for call in spawned if rows[call] != 1]
 
 
-def read_server(outcome: Outcome) -> None:
+def read_server(outcome: Outcome, home: Path) -> None:
     """Nobody asks any more: nothing may run or wait, and nothing may have failed inside."""
     end = time.monotonic() + SETTLE_S
     while True:
@@ -369,8 +369,8 @@ def read_server(outcome: Outcome) -> None:
             outcome.missing.append(f"the server still has {inputs}")
             break
         time.sleep(0.1)
-    if facts["failures"]:
-        outcome.missing.append(f"the plane has failed on {facts['failures']} messages; see the log of the server")
+    log = (home / "logs" / "server.log").read_text()
+    outcome.missing += [f"the server has logged: {line}" for line in log.splitlines() if " ERROR " in line]
 
 
 # ---------------------------------------------------------------- all of it
@@ -417,7 +417,7 @@ def run(minutes: float, seed: int, directory: Path) -> Outcome:
                     outcome.missing.append(f"the caller {process.args} hangs")
         spawned = {name: read_calls(outcome.kinds[name], name, directory) for name in CALLS}["spawn"]
         read_results(outcome, spawned, harbour.home, directory / "kept")
-        read_server(outcome)
+        read_server(outcome, harbour.home)
     finally:
         harbour.kedge("server", "stop")
     return outcome

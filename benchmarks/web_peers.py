@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import sys
 import threading
@@ -20,7 +21,7 @@ TURNS = 3
 SECONDS = 2.0
 PEERS = {
     "granian": ["granian", "--interface", "asgi", "--loop", "uvloop", "--log-level", "warning", APP, "--port"],
-    "hypercorn": ["hypercorn", "--worker-class", "uvloop", APP, "--bind"],
+    "hypercorn": ["hypercorn", "--worker-class", "uvloop", "--log-level", "warning", APP, "--bind"],
     "Ray Serve": ["benchmarks.web_peers"],
 }
 
@@ -54,7 +55,10 @@ def serve_with_ray(port: int) -> None:
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": port, "access_log": False})
     serve.run(Site.bind(), logging_config={"enable_access_log": False})
-    threading.Event().wait()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop.wait()
+    ray.shutdown()
 
 
 if __name__ == "__main__":

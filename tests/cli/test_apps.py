@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import click.testing
@@ -13,12 +14,13 @@ from kedge.cli import confirm
 from kedge.cli.main import main
 from kedge.model import protocol as p
 from kedge.model.ids import deployment_id, function_id
-from kedge.model.payload import Payload
+from kedge.model.payload import ErrorInfo, Payload
 from kedge.model.spec import AppSpec, MethodSpec, WebSpec
 from kedge.server.chunks import Chunk, Place
 from kedge.server.logbook import LogBook
 from kedge.wire.records import NOBODY
 from tests.cli.live import Live
+from tests.server.fake_engine import FakeContainer
 from tests.server.shell import app
 
 D = deployment_id("main", "demo")
@@ -142,6 +144,31 @@ def test_a_rollback_to_a_number_and_to_what_is_not_there(live: Live) -> None:
     assert missing.exit_code == 1
     assert "no version 17" in missing.stderr
     assert "write a number that `kedge app history` shows" in live.run("app", "rollback", "demo", "x").stderr
+
+
+def test_a_rollback_to_what_does_not_start_is_told_like_a_deploy_of_it(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.deploy(version(1))
+    live.deploy(version(2))
+    live.until(lambda: not any(one.launch.app == "ap-v1" for one in live.engine.containers.values()))
+    raised = Payload(data=pickle.dumps(FileNotFoundError("no such file: 'weights'")))
+    error = ErrorInfo("FileNotFoundError", "no such file: 'weights'", payload=raised)
+    connect = FakeContainer.connect
+
+    async def fail(container: FakeContainer) -> None:
+        live.engine.ready = False
+        await connect(container)
+        container.say(p.ContainerFailed(error))
+        container.connection.flush()
+
+    monkeypatch.setattr(FakeContainer, "connect", fail)
+    result = live.run("app", "rollback", "demo")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)  # and no exception of the user's, with the frames of kedge
+    assert result.stderr.endswith(
+        "Error: square cannot start: no such file: 'weights'. Version 2 of demo goes on serving\n"
+    )
 
 
 def test_what_only_runs_has_no_versions(live: Live) -> None:

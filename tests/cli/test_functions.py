@@ -116,6 +116,15 @@ def test_functions_stand_in_a_table(live: Live) -> None:
     assert "Did you mean 'demo'?" in live.run("function", "list", "--app", "dmo").stderr
 
 
+def test_functions_of_several_environments_are_told_apart(live: Live) -> None:
+    live.deploy(app("ap-v1", ephemeral=False))
+    live.deploy(replace(app("ap-v2", ephemeral=False), environment_name="staging"))
+    heading, *rows = live.run("function", "list").stdout.splitlines()
+    assert heading.split()[:3] == ["app", "environment", "function"]
+    assert sorted(row.split()[1] for row in rows) == ["main", "staging"]
+    assert "environment" not in live.run("function", "list", "--env", "staging").stdout
+
+
 def test_a_function_in_full(live: Live) -> None:
     spec = app(
         concurrency=Concurrency(8, 4, declared=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -58,8 +59,9 @@ def site():
 
 
 @app.function()
-def version(x):
-    return VERSION, x
+@kedge.asgi_app(label="locked", requires_proxy_auth=True)
+def locked():
+    return web
 """
 
 
@@ -218,3 +220,16 @@ def test_edits_of_a_served_file_lose_no_request(ferry: Ferry) -> None:
         serving.wait(PATIENCE_S)
     with http() as client:
         wait_until(lambda: client.get(url).status_code == 404, "the address is gone with it")
+
+
+def test_an_address_that_needs_a_key(ferry: Ferry) -> None:
+    url = ferry.deploy(1).replace("/ferry/", "/locked/")
+    token = json.loads(ferry.harbour.kedge("token", "create", "--proxy", "--json", "partner"))
+    key, secret = token["id"], token["secret"]
+    with http() as client:
+        assert client.get(url).status_code == 401
+        assert client.get(url, headers={"kedge-key": key, "kedge-secret": "ws-wrong"}).status_code == 401
+        assert client.get(url, headers={"kedge-key": key, "kedge-secret": secret}).text == "1"
+        assert client.get(url, headers={"modal-key": key, "modal-secret": secret}).text == "1"
+        ferry.harbour.kedge("token", "delete", "--yes", key)
+        assert client.get(url, headers={"kedge-key": key, "kedge-secret": secret}).status_code == 401

@@ -221,6 +221,30 @@ def test_progress_is_asked_for_where_a_display_wants_it(plane: FakePlane) -> Non
     assert shown.pools[0][0]["backlog"] == 3
 
 
+def test_numbers_that_come_after_the_end_are_not_shown(plane: FakePlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped app has none any more; what is shown at the end are those from before."""
+    stopped: list[int] = []
+    answer = FakePlane._on_StatisticsRequested
+
+    def stop(self: FakePlane, message: p.AppStopped, link: Any) -> None:
+        stopped.append(len(self.heard(p.StatisticsRequested)))
+        self.wait_for(lambda: len(self.heard(p.StatisticsRequested)) > stopped[0] + 1)
+        link.send([p.Reply(message.request, {"app": message.app})])
+
+    def count(self: FakePlane, message: p.StatisticsRequested, link: Any) -> None:
+        if stopped:
+            link.send([p.Reply(message.request, [])])
+        else:
+            answer(self, message, link)
+
+    monkeypatch.setattr(FakePlane, "_on_AppStopped", stop)
+    monkeypatch.setattr(FakePlane, "_on_StatisticsRequested", count)
+    shown = Shown(progress_interval=0.01)
+    with output.show_on(shown):
+        run_app(FakeApp()).close()
+    assert shown.pools[-1][0]["backlog"] == 3
+
+
 def test_without_a_display_nothing_is_subscribed_or_printed(
     plane: FakePlane, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import click
 
-from kedge.cli import tables
+from kedge.cli import failures, tables
 from kedge.cli.apps import DEPLOY_S, STOP_S
 from kedge.cli.asking import Facts, ask, connected
 from kedge.cli.choice import one_of
 from kedge.cli.confirm import confirmed
 from kedge.cli.functionviews import LIST as FUNCTIONS
 from kedge.cli.tables import Column
-from kedge.exception import InvalidError, NotFoundError
+from kedge.exception import InvalidError, NotFoundError, RemoteError
 from kedge.model.ids import deployment_id
 from kedge.model.protocol import AppRolledBack, AppsRequested, AppStopped, FunctionsRequested
-from kedge.sdk import config, output
+from kedge.sdk import config, output, runner
 from kedge.sdk.client import Client
 
 NOTHING = "Nothing is deployed. `kedge deploy app.py` deploys an app, `kedge run app.py` runs one."
@@ -97,10 +97,16 @@ def roll_back(name: str, version: str | None, strategy: str, environment: str | 
     number = _number(version)
     with connected("so there is nothing to roll back") as client:
         app = find(client, name, environment)
-        with output.enable_output():
-            answer: Facts = client.request(
-                lambda request: AppRolledBack(request, app["name"], app["environment"], number, strategy), DEPLOY_S
-            )
+        try:
+            with output.enable_output():
+                answer: Facts = client.link().request(
+                    lambda request: AppRolledBack(request, app["name"], app["environment"], number, strategy),
+                    DEPLOY_S,
+                    runner.not_deployed,
+                )
+        except RemoteError as error:  # what a container raised is the user's, and no failure of this program
+            failures.print_styled(failures.remote_cause(error))
+            raise
     print(f"{app['name']} is at version {answer['version']}, a copy of version {answer['origin_version']}.")
 
 

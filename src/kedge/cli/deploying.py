@@ -13,7 +13,7 @@ from kedge.cli.outcome import clean, not_empty
 @click.command("deploy")
 @click.option("-m", "is_module", is_flag=True, help="REF is a module (package.module), not a file.")
 @click.option("-n", "--name", metavar="NAME", callback=not_empty, help="Name to deploy it under, instead of its own.")
-@click.option("--tag", metavar="TEXT", default="", help="A note on this version, such as that of a commit.")
+@click.option("--tag", metavar="TEXT", default="", help="A name for this version, such as its commit.")
 @click.option(
     "--strategy",
     type=click.Choice(["rolling", "recreate"]),

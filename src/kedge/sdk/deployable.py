@@ -70,7 +70,7 @@ class Deployable:
         Args:
             name: What it is called by. Default: the name of the app.
             environment_name: Default: `KEDGE_ENVIRONMENT`, else the profile's, else "main".
-            tag: A note on this version, such as that of a commit.
+            tag: A name for this version, such as its commit.
             client: Has no meaning in kedge; programs connect by themselves.
             strategy: "rolling" lets old containers finish while new ones take what comes; "recreate" lets the old ones
                 go first, so that the new ones can have what those hold (a GPU, a port).

@@ -107,7 +107,8 @@ class OutputFeed:
         elif isinstance(message, Notice):
             self._sink.notice(message.text, message.level)
         elif isinstance(message, Reply) and message.request in (_PROGRESS, _FINAL):
-            if message.error is None:
+            over = message.request == _PROGRESS and self._counted.is_set()  # asked when the app had stopped already
+            if message.error is None and not over:
                 self._sink.progress(message.value)
             if message.request == _FINAL:
                 self._counted.set()

@@ -14,6 +14,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from types import ModuleType
 
 from msgspec import structs
@@ -216,7 +217,10 @@ def _store(code: CodeSpec, home: str) -> CodeSpec:
     files = _read(code, _beside(code))
     digest = digest_of(files)
     root = os.path.join(home, "code", digest)
-    if not os.path.isdir(root):
+    if os.path.isdir(root):
+        with suppress(OSError):
+            os.utime(root)  # what nobody uses for long is removed by the machine's server
+    else:
         try:
             write(files, root)
         except OSError as error:

@@ -8,6 +8,7 @@ of files that lead anywhere else are refused, and bytes become plain files only,
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import time
@@ -22,6 +23,9 @@ MOST_AT_ONCE = 4 * TOTAL_LIMIT
 """Bytes that all sessions together may have sent of what is not complete."""
 LIFETIME_S = 7 * 24 * 3600.0
 """How long a snapshot stays after the last time that somebody sent it or asked for it, where no app has it."""
+SNAPSHOT_LIFETIME_S = 30 * 24 * 3600.0
+"""The same for what programs of this machine take: their servers say once an hour what is in use, unless the machine
+sleeps."""
 
 
 class Upload:
@@ -82,9 +86,16 @@ class CodeShelf:
         """The session has ended, and what it began to send with it."""
         self._uploads.pop(session, None)
 
-    async def sweep(self, used: Collection[str]) -> None:
-        """Removes snapshots that nobody has asked for in a while and that are not among the directories in use."""
-        await asyncio.to_thread(self._sweep, used, self._clock() - LIFETIME_S)
+    async def sweep(self, used: Collection[str], snapshots: Path | None, ours: bool = True) -> None:
+        """Removes snapshots that nobody has asked for in a while and that are not among the directories in use.
+
+        `snapshots` are those that programs of this machine take for themselves. Other servers use them as well, and say
+        so by the time that they set: `ours` where what they leave is this server's to remove.
+        """
+        names = {os.path.basename(root) for root in used}  # the same directory may be known by several paths
+        await asyncio.to_thread(self._sweep, self.directory, names, LIFETIME_S)
+        if snapshots is not None:
+            await asyncio.to_thread(self._sweep, snapshots, names, SNAPSHOT_LIFETIME_S if ours else math.inf)
 
     @property
     def pending(self) -> int:
@@ -101,16 +112,18 @@ class CodeShelf:
             return ResourceExhaustedError("too much code is being uploaded at the same time; try again in a moment")
         return None
 
-    def _sweep(self, used: Collection[str], before: float) -> None:
-        if not self.directory.is_dir():
+    def _sweep(self, directory: Path, used: Collection[str], lifetime: float) -> None:
+        if not directory.is_dir():
             return
-        for entry in os.scandir(self.directory):
+        now = self._clock()
+        for entry in os.scandir(directory):
             try:
-                old = entry.stat(follow_symlinks=False).st_mtime < before
+                if entry.name in used:
+                    os.utime(entry.path, times=(now, now))
+                elif entry.stat(follow_symlinks=False).st_mtime < now - lifetime:
+                    shutil.rmtree(entry.path, ignore_errors=True)
             except OSError:
-                continue  # it has got its name just now
-            if old and entry.path not in used:
-                shutil.rmtree(entry.path, ignore_errors=True)
+                continue  # it has got its name just now, or has gone
 
     def _write(self, upload: Upload) -> str:
         wrong = objection(path for path, _ in upload.files)

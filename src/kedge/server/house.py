@@ -52,6 +52,7 @@ class House:
         self._driver = driver = Driver(Plane(_new_id), self._engine, self._store, launches, self._output)
         self._tokens = Tokens(self._store.writer, directory.token())
         self._office = Office(driver, launches, self._store, self._tokens)
+        self._office.snapshots = settings.home / "code"
         self._rpc = Rpc(driver, launches, self._office, str(directory.path))
         self._rpc.web = lambda host: (self._web.url(host), self._web.domain(local=not host))
         self._recovery = Recovery(driver, self._store)

@@ -13,6 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -62,6 +63,8 @@ class Office:
         self.runs: Callable[[str], Facts] = lambda function: {}
         """When a function (by its id) runs by its schedule: {"next", "last", "missed"}."""
         self.shelf = CodeShelf(store.directory / "code")
+        self.snapshots: Path | None = None
+        """Where programs of this machine put their code."""
         self.inventory = Inventory(
             driver.plane, launches, lambda: self.about["web"], lambda function: self.runs(function)
         )
@@ -113,7 +116,7 @@ class Office:
         """Removes uploaded code that no app has any more; from now on every hour."""
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self.sweep)
         used = {app.spec.code.root for app in self._driver.plane.apps.values()}
-        self._start(self.shelf.sweep(used))
+        self._start(self.shelf.sweep(used, self.snapshots, not self.about["private"]))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

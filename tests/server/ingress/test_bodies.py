@@ -73,6 +73,20 @@ async def test_a_body_that_comes_at_once_is_passed_on_in_parts() -> None:
         wire.lose()
 
 
+@on_loop
+async def test_a_body_that_breaks_off_far_behind_what_was_read_is_noticed() -> None:
+    async with hall(echo) as here:
+        wire, connection = Wire(), Connection(here.ingress)
+        wire.protocol = connection
+        connection.connection_made(wire)
+        body = b"%x\r\n%b\r\n" % (900_000, b"x" * 900_000)
+        head = b"POST /web/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.data_received(head + body + b"nonsense\r\n")
+        await until(lambda: wire.written.startswith(b"HTTP/1.1 400 "))
+        wire.lose()
+        await here.idle()
+
+
 @on_loops
 async def test_a_chunked_body_is_passed_on_as_it_comes() -> None:
     async with hall(echo) as here:

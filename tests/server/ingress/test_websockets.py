@@ -427,6 +427,51 @@ async def test_code_that_does_not_end_with_its_client_is_cancelled(monkeypatch: 
 
 
 @on_loop
+async def test_a_client_that_is_in_the_middle_of_something_can_close_as_well() -> None:
+    async def leave(turn: Turn) -> None:
+        turn.say(SocketAccepted())
+        await turn.hear()
+        turn.say(SocketClosed())
+
+    async with hall(leave) as here:
+        client = await opened(here)
+        client.send(frame(Opcode.TEXT, b"first"))
+        assert (await heard(client))[0] is Opcode.CLOSE
+        client.send(*[frame(Opcode.BINARY, b"x" * 50_000) for _ in range(100)], close(1000))
+        assert await client.gone() == b""
+        client.close()
+        await here.idle()
+
+
+@on_loop
+async def test_a_refusal_goes_at_the_pace_of_the_client() -> None:
+    sent = 0
+
+    async def refuse(turn: Turn) -> None:
+        nonlocal sent
+
+        def room() -> bool:
+            return sent * 50_000 - turn.credit < WEB_WINDOW - 50_000
+
+        turn.say(ResponseStarted(403))
+        while sent < 1000:
+            await until(room)
+            turn.say(BodySent(b"x" * 50_000))
+            sent += 1
+        turn.say(BodySent(b"", False))
+
+    async with hall(refuse) as here:
+        client = await here.client()
+        client.ask("/web/", *SHAKE)
+        previous = -1
+        while previous != sent:
+            previous = sent
+            await asyncio.sleep(0.05)
+        assert sent < 500
+        assert len((await client.answer()).body) == 1000 * 50_000
+
+
+@on_loop
 async def test_who_does_not_answer_a_close_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingress, "SWEEP_S", 0.005)
     monkeypatch.setattr(websocket, "CLOSE_S", 0.03)

@@ -205,18 +205,18 @@ class Connection(Line):
         """Passes on of a long body what the code has room for."""
         incoming = self._current
         assert incoming is not None
-        if incoming.refusal is not None:
-            self._give_up(incoming.refusal)
+        if not exchange.has_container and incoming.refusal is None:
             return
-        if not exchange.has_container:
-            return
-        if incoming.head.expects and not incoming.continued:
+        if incoming.head.expects and not incoming.continued and incoming.refusal is None:
             incoming.continued = True
             if not self._spoken:
                 self.write([CONTINUE])
         while exchange.long:
             if not incoming.parts:
                 self._reader.go_on()
+            if incoming.refusal is not None:
+                self._give_up(incoming.refusal)
+                return
             events: list[Received] = []
             size = 0
             for part in incoming.parts:

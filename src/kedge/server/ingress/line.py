@@ -81,7 +81,10 @@ class Line(asyncio.Protocol):
         sock = transport.get_extra_info("socket") if transport is not None else None
         if sock is None or not hasattr(socket, "TCP_INFO"):
             return False
-        state: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        try:
+            state: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        except OSError:
+            return False
         return state[0] in _GONE
 
     def write(self, parts: list[bytes]) -> None:

@@ -154,6 +154,8 @@ class Socket:
     def _pass_on(self) -> None:
         """Gives the code the messages that it has room for, and reads on where that is all."""
         exchange, waiting = self._exchange, self._waiting
+        if exchange is None:
+            waiting.clear()  # nobody takes them any more; what matters is that the client closes
         events: list[Received] = []
         size = 0
         while exchange is not None and waiting and exchange.has_room(len(waiting[0].data), size):
@@ -210,6 +212,9 @@ class Socket:
             self._fail(Refusal(500, "the function sent what is no answer to a WebSocket; its log says more"))
             return
         self._send()
+        self._credit(size)
+
+    def _credit(self, size: int) -> None:
         if self._connection.choked:
             self._unpaid += size
         elif size and self._exchange is not None:
@@ -218,8 +223,7 @@ class Socket:
     def resumed(self) -> None:
         """The client reads again."""
         unpaid, self._unpaid = self._unpaid, 0
-        if unpaid and self._exchange is not None:
-            self._exchange.taken(unpaid)
+        self._credit(unpaid)
 
     def ended(self, refusal: Refusal, clean: bool) -> None:
         self._exchange = None
@@ -290,8 +294,8 @@ class Socket:
             if exchange is not None:
                 exchange.leave()
             self._connection.shut(linger=True)
-        elif self._exchange is not None:
-            self._exchange.taken(size)
+        else:
+            self._credit(size)
 
     # ------------------------------------------------------------ the end
 
