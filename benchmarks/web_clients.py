@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -183,24 +183,29 @@ def echo(url: str, rounds: int = 2_000, many: int = 20_000) -> Echo:
 
 
 class Memory:
-    """Most resident memory of a process since now.
+    """Most resident memory of processes since now: how much more it was than at first. Those that end do not count.
 
     Example:
-        memory = Memory(process)
+        memory = Memory(processes)
         ...
         memory.grown_mb()
     """
 
-    def __init__(self, process: int) -> None:
-        self._process = process
-        Path(f"/proc/{process}/clear_refs").write_text("5")
-        self._before = self._read("VmRSS")
+    def __init__(self, processes: list[int]) -> None:
+        for process in processes:
+            with suppress(OSError):
+                Path(f"/proc/{process}/clear_refs").write_text("5")
+        self._before = {process: _status(process, "VmRSS") for process in processes}
 
     def grown_mb(self) -> float:
-        return (self._read("VmHWM") - self._before) / 1024
+        grown = (_status(process, "VmHWM") - before for process, before in self._before.items())
+        return sum(max(0, size) for size in grown) / 1024
 
-    def _read(self, name: str) -> int:
-        for line in Path(f"/proc/{self._process}/status").read_text().splitlines():
+
+def _status(process: int, name: str) -> int:
+    """KiB; 0 where the process has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith(name + ":"):
                 return int(line.split()[1])
-        raise LookupError(name)
+    return 0

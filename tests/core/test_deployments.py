@@ -455,9 +455,10 @@ def test_stopping_a_deployment_ends_all_its_versions(bench: Make) -> None:
     assert b.plane.routes.by_label == {}
     assert b.error() == "the app a has stopped: stopped by its owner"
     for container in list(b.plane.containers):
-        assert b.replies(9) == []
+        assert answer(b, 9) is None
         b.lose(container, exit_code=0)
-    assert b.replies(9) == [p.Reply(9, {"app": D})]
+    assert answer(b, 9) == p.Reply(9, {"app": D})
+    assert b.orders(p.DeploymentChanged, STORE)[0].session == "se-5"  # who hears of it once it is on disk
     assert b.plane.apps == {}
     reply = deploy(b, 3)
     assert reply is not None
@@ -666,6 +667,60 @@ def test_an_app_that_is_stopped_while_its_first_version_gives_it_its_place_was_n
     assert error(b, 1).startswith("a has been stopped meanwhile")
     assert b.replies(2)[0].value == {"app": D}
     assert [o for to, o in b.commands if to == STORE] == []
+
+
+def test_a_version_that_is_stopped_by_its_own_id_while_it_is_tried_is_given_up(bench: Make) -> None:
+    b = bench()
+    deploy(b, 1)
+    b.send(p.AppDeployed(2, version(2)), "se-9")
+    b.send(p.AppStopped("ap-v2", 3), "se-8")
+    assert error(b, 2) == "it has been stopped meanwhile: stopped by its owner. Version 1 of a goes on serving"
+    b.lose(b.started[-1])
+    assert b.replies(3)[0].value == {"app": "ap-v2"}
+
+
+def test_a_version_that_gave_way_and_was_stopped_then_does_not_come_back(bench: Make) -> None:
+    b = bench()
+    deploy(b, 1, web())
+    b.send(p.AppDeployed(2, version(2, web()), p.RECREATE), "se-9")
+    b.send(p.AppStopped("ap-v1", 3), "se-8")
+    b.lose("ct-1")
+    b.send(p.ContainerFailed(ErrorInfo("ImportError", "no module named torch")), b.started[-1])
+    assert error(b, 2) == "f cannot start: no module named torch"
+    assert (b.plane.deployments.current(D), b.plane.routes.by_label) == (None, {})
+    b.lose(b.started[-1])
+    deploy(b, 3, web())
+    assert list(b.plane.routes.by_label) == ["a-f"]
+
+
+def test_a_stopped_version_that_is_not_gone_yet_is_not_brought_back(bench: Make) -> None:
+    b = bench()
+    deploy(b, 1)
+    b.submit(pool=POOL)
+    deploy(b, 2)
+    b.send(p.AppStopped("ap-v1", 3), "se-8")
+    b.send(p.AppRolledBack(4, "a", version=1), "se-9")
+    assert error(b, 4) == "a has no version 1 to go back to (any more); there are none"
+    b.send(p.AppRolledBack(5, "a"), "se-9")
+    assert error(b, 5) == "a has no version before the current one (2)"
+
+
+def test_a_served_app_may_be_replaced_before_there_is_room_for_its_first_version(bench: Make) -> None:
+    b = bench()
+    large = function(resources=Resources(cpu=64.0))
+    deploy(b, 1, large)
+    for number in (2, 3):
+        b.send(p.AppDeployed(number, app(large, id=f"ap-s{number}")), "se-7")
+        assert [c.state for c in b.plane.containers.values()] == ["draining"]  # it makes room
+    assert error(b, 2) == "another deploy has taken the place of this one"
+    b.lose("ct-1", exit_code=0)
+    b.ready()
+    assert b.replies(3)[0].value["app"] == SERVED
+    b.submit(pool=function_id(SERVED, "f"))
+    assert b.running(b.started[-1]) == ["fc-1:0"]
+    b.send(p.SessionClosed(), "se-7")
+    b.lose(b.started[-1])
+    assert list(b.plane.apps) == ["ap-v1"]
 
 
 SERVED = deployment_id("main", "a", served=True)

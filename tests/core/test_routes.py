@@ -36,6 +36,7 @@ def test_labels_come_from_the_names_unless_they_are_given() -> None:
 def test_labels_of_environments_and_of_apps_that_are_only_tried() -> None:
     assert labels(shop(web("f", "front"), environment_name="test")) == ["front-test"]
     assert labels(shop(web("f"), ephemeral=True, deployment="ap-2")) == ["shop-f-dev"]
+    assert labels(shop(web("f"), environment_name="dev")) == ["shop-f-dev-env"]
     assert labels(shop(web("f"), id="ap-00112233aabb", ephemeral=True)) == ["shop-f-dev-aabb"]
 
 

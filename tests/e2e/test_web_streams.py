@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from benchmarks.web import GREAT_BODY, MEMORY_MB, server_of
+from benchmarks.web import GREAT_BODY, MEMORY_MB, processes_of
 from benchmarks.web_clients import Memory, download_s, upload_s
 
 from tests.e2e import web_functions as functions
@@ -183,7 +183,7 @@ def test_a_gigabyte_passes_through_the_server_and_does_not_stay() -> None:
         url = url_of(bare_site)
         upload_s(url, 10_000_000)
         download_s(url, 10_000_000)
-        memory = Memory(server_of(url))
+        memory = Memory(processes_of(url))
         upload_s(url, GREAT_BODY, chunked=True)
         download_s(url, GREAT_BODY)
         assert memory.grown_mb() < MEMORY_MB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -168,10 +169,18 @@ def test_only_what_is_there_can_be_activated(file: Path) -> None:
     assert file.read_text() == FILE
 
 
-def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path) -> None:
-    real = tmp_path / "dotfiles.toml"
+def test_a_file_that_is_a_link_stays_one(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tmp_path / "elsewhere" / "dotfiles.toml"
+    real.parent.mkdir()
     os.rename(file, real)
     file.symlink_to(real)
+
+    def replace(old: str, new: str) -> None:
+        if os.path.dirname(old) != os.path.dirname(new):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        os.rename(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)  # as if that were another file system
     config.activate("here")
     assert file.is_symlink()
     assert 'active = "here"' in real.read_text()

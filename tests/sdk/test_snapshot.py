@@ -135,6 +135,14 @@ def test_equal_code_is_stored_once_and_changed_code_beside_it(project: Path, tmp
     assert (tmp_path / "code").stat().st_mode & 0o777 == 0o700
 
 
+def test_code_that_is_stored_already_counts_as_used_again(project: Path, tmp_path: Path) -> None:
+    importlib.import_module("shop_single")
+    first = take(tmp_path, "shop_single")
+    os.utime(first.root, times=(0, 0))
+    assert take(tmp_path, "shop_single").root == first.root
+    assert os.stat(first.root).st_mtime > 0
+
+
 def test_a_module_of_the_same_content_under_another_name_is_another_snapshot(project: Path, tmp_path: Path) -> None:
     (project / "shop_other.py").write_text("VALUE = 2")
     assert take(tmp_path, "shop_other").digest != take(tmp_path, "shop_single").digest

@@ -345,6 +345,21 @@ async def test_a_disk_that_fills_up_in_the_middle_of_a_deploy_is_said_and_writte
 
 
 @on_loop
+async def test_a_stop_that_the_disk_refuses_is_said_and_written_later(tmp_path: Path, disks: list[Disk]) -> None:
+    async with running(tmp_path) as shell:
+        peer = await shell.client()
+        await deployed(peer, version("ap-1"))
+        disks[-1].full = True
+        error = (await peer.ask(lambda number: p.AppStopped(DEMO, number))).error
+        assert error is not None
+        assert error.message.startswith("demo has stopped, but that is not on disk yet, and a restart of the server")
+        disks[-1].full = False
+        await until(lambda: stored_apps(shell) == [])
+    async with running(tmp_path) as shell:
+        assert shell.plane.deployments.current(DEMO) is None
+
+
+@on_loop
 async def test_a_change_that_is_written_late_does_not_undo_a_later_one(tmp_path: Path, disks: list[Disk]) -> None:
     async with running(tmp_path) as shell:
         register = shell.store.register

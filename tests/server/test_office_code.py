@@ -200,3 +200,38 @@ async def test_code_that_nobody_has_or_asks_for_is_removed_after_a_while(tmp_pat
         await until(lambda: not shell.office._tasks)
         assert used.exists()
         assert asked.exists()
+
+
+@on_loop
+async def test_what_programs_of_this_machine_have_stored_is_removed_by_the_machines_server_alone(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    for name in ("server", "code"):
+        (home / name).mkdir(parents=True)
+    (tmp_path / "other").symlink_to(home)
+
+    def stored(name: str) -> Path:
+        path = home / "code" / name
+        path.mkdir()
+        os.utime(path, times=(0, 0))
+        return path
+
+    async with running(home / "server") as shell:
+        used, old, draft, foreign = (stored(name) for name in ("a" * 32, "b" * 32, ".new-x", "my-project"))
+        new = stored("c" * 32)
+        os.utime(new)
+        # Its program knows the state directory by another path.
+        spec = replace(app(), code=CodeSpec(root=str(tmp_path / "other" / "code" / used.name), module="script"))
+        assert (await (await shell.client()).ask(lambda n: p.AppCreated(n, spec))).error is None
+        shell.office.snapshots = home / "code"
+        shell.office.about["private"] = True
+        shell.office.sweep()
+        await until(lambda: not shell.office._tasks)
+        assert used.stat().st_mtime > 0  # other servers see that it is in use
+        assert old.exists()
+        os.utime(used, times=(0, 0))
+        shell.office.about["private"] = False
+        shell.office.sweep()
+        await until(lambda: not shell.office._tasks)
+        assert [path.exists() for path in (used, old, draft, foreign, new)] == [True, False, False, True, True]

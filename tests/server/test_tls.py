@@ -9,9 +9,10 @@ import pytest
 
 from kedge import exception
 from kedge.model import protocol as p
+from kedge.sdk.calls import Pending
 from kedge.sdk.client import Client
 from tests.server.shell import TOKEN, Shell, running
-from tests.wire.loops import on_loop, until
+from tests.wire.loops import LIMIT_S, on_loop, until
 from tests.wire.test_tls import CA, server_context
 
 
@@ -44,9 +45,8 @@ async def test_a_thread_that_waits_is_woken_by_a_nudge_and_by_other_threads(tmp_
         taken: list[list[object]] = []
         original = link.registry.dispatch
         link.registry.dispatch = lambda messages: (taken.append(messages), original(messages))[1]  # type: ignore
-        waiting = asyncio.create_task(
-            asyncio.to_thread(client.request, lambda number: p.OutputsRequested("fc-none", request=number), 5.0)
-        )
+        never = link.registry.calls["fc-1"] = Pending()  # nobody answers that
+        waiting = asyncio.create_task(asyncio.to_thread(link.wait, never, LIMIT_S))
         await until(lambda: link._leader is not None)
         before = len(taken)
         client.nudge()
@@ -54,8 +54,8 @@ async def test_a_thread_that_waits_is_woken_by_a_nudge_and_by_other_threads(tmp_
         answers = await asyncio.gather(*(asyncio.to_thread(client.request, p.StatisticsRequested) for _ in range(8)))
         assert [answer["apps"] for answer in answers] == [0] * 8
         await asyncio.to_thread(client.close)
-        with pytest.raises(exception.Error):
-            await waiting
+        assert await waiting
+        assert isinstance(never.failure, exception.ClientClosed)
 
 
 @on_loop

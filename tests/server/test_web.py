@@ -45,10 +45,17 @@ def usual(monkeypatch: pytest.MonkeyPatch) -> int:
     return port
 
 
-def test_the_usual_port_is_taken_and_not_remembered(tmp_path: Path, usual: int) -> None:
+def test_a_port_that_is_taken_for_a_while_comes_back(tmp_path: Path, usual: int) -> None:
     with bound(tmp_path) as web:
         assert (web.port, web.wanted, web.url()) == (usual, 0, f"http://127.0.0.1:{usual}")
-    assert not (tmp_path / REMEMBERED).exists()
+    with socket.create_server(("127.0.0.1", usual)):
+        with bound(tmp_path) as web:
+            assert web.wanted == usual
+            other = web.port
+        with bound(tmp_path) as web:
+            assert (web.port, web.wanted) == (other, usual)
+    with bound(tmp_path) as web:
+        assert (web.port, web.wanted) == (usual, 0)
 
 
 def test_where_another_program_has_it_a_free_one_is_taken_and_stays(tmp_path: Path, usual: int) -> None:
@@ -59,8 +66,6 @@ def test_where_another_program_has_it_a_free_one_is_taken_and_stays(tmp_path: Pa
     assert stat.S_IMODE((tmp_path / REMEMBERED).stat().st_mode) == 0o600
     with bound(tmp_path) as web:
         assert (web.port, web.wanted) == (port, 0), "addresses stay, although the usual port is free again"
-    with socket.create_server(("127.0.0.1", port)), bound(tmp_path) as web:
-        assert (web.port, web.wanted) == (usual, 0)
     (tmp_path / REMEMBERED).write_text("nonsense")
     with bound(tmp_path) as web:
         assert web.port == usual

@@ -59,7 +59,7 @@ def show_list(app: str | None, environment: str | None, as_json: bool) -> None:
         found = [function for function in found if app in (function["app_name"], function["app"])] or _of_app(
             found, app
         )
-    columns = LIST
+    columns: Sequence[Column] = LIST
     if not environment and len({function["environment"] for function in found}) > 1:
         columns = (LIST[0], _ENVIRONMENT, *LIST[1:])
     tables.show(found, columns, as_json=as_json, empty=NOTHING)

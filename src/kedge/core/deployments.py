@@ -72,10 +72,11 @@ class Deployments:
             self._plane.outbox.send(sender, p.Reply(message.request, None, error))
             return
         if deployment is None:
-            deployment = self.by_id[id] = Deployment(id, spec.environment_name, spec.name, "")
+            deployment = Deployment(id, spec.environment_name, spec.name, "")
         if spec.ephemeral:
             deployment.session = sender  # also where the app has come back after a restart, and belonged to nobody
         number = self._next_number(deployment)
+        self.by_id[id] = deployment  # also where nothing was left of it without the candidate before this one
         app = self._plane.registry.add(replace(spec, version=number), sender if spec.ephemeral else "")
         self._try(deployment, app, message.strategy, sender, message.request, 0)
 
@@ -119,16 +120,17 @@ class Deployments:
         elif message.strategy not in p.STRATEGIES:
             error = f"strategy={message.strategy!r} is not known; write one of {', '.join(p.STRATEGIES)}"
         else:
-            earlier = [n for n in sorted(deployment.versions) if deployment.versions[n] is not deployment.current]
+            there = {n: app for n, app in deployment.versions.items() if not app.stopped}
+            earlier = [n for n in sorted(there) if there[n] is not deployment.current]
             if number is None and earlier:
                 number = max((n for n in earlier if n < deployment.number), default=earlier[-1])
             if number is None:
                 error = f"{message.name} has no version before the current one ({deployment.number})"
-            elif deployment.versions.get(number) is deployment.current:
+            elif there.get(number) is deployment.current:
                 error = f"version {number} of {message.name} is the current one"
-            elif number not in deployment.versions:
-                there = ", ".join(map(str, earlier)) or "none"
-                error = f"{message.name} has no version {number} to go back to (any more); there are {there}"
+            elif number not in there:
+                known = ", ".join(map(str, earlier)) or "none"
+                error = f"{message.name} has no version {number} to go back to (any more); there are {known}"
         if error or deployment is None or number is None:
             self._plane.outbox.send(sender, p.Reply(message.request, None, ErrorInfo("NotFoundError", error)))
             return
@@ -225,7 +227,7 @@ class Deployments:
         deployment.versions[deployment.last] = app
         deployment.origin = candidate.origin
         self._point_to(deployment, app)
-        if before is not None and before is not app:
+        if before is not None and before is not app and not before.stopped:
             self._retire(before)
         self._forget_old(deployment)
         value = self._facts(deployment, deployment.last, candidate.origin, candidate.unproved)
@@ -251,7 +253,7 @@ class Deployments:
         assert candidate is not None
         self._end_trial(deployment)
         deployment.last -= 1
-        if candidate.before is not None:
+        if candidate.before is not None and not candidate.before.stopped:
             self._revive(candidate.before)
             self._point_to(deployment, candidate.before)
         elif deployment.current is candidate.app:
@@ -332,9 +334,11 @@ class Deployments:
 
     def stop(self, message: p.AppStopped, sender: str) -> bool:
         """Stops a deployment by its id, or that of its current version. False where it is none."""
-        deployment = self.by_id.get(message.app)
+        deployment, tried = self.by_id.get(message.app), self.tried.get(message.app)
         if deployment is None:
             app = self._plane.apps.get(message.app)
+            if tried is not None and tried.current is not app:
+                self._abandon(tried, ErrorInfo("ConflictError", f"it has been stopped meanwhile: {message.reason}"))
             deployment = self.by_id.get(app.spec.deployment) if app is not None else None
             if deployment is None or app is None or deployment.current is not app:
                 return False
@@ -385,7 +389,10 @@ class Deployments:
             del deployment.versions[number]
         if deployment.current is None and deployment.candidate is None and not deployment.versions:
             for session, request in deployment.stop_requests:
-                self._plane.outbox.send(session, p.Reply(request, {"app": deployment.id}))
+                if app.spec.ephemeral or not deployment.last:
+                    self._plane.outbox.send(session, p.Reply(request, {"app": deployment.id}))
+                else:  # once it is on disk that it has stopped
+                    self._record(deployment, session, request, {"app": deployment.id})
             deployment.stop_requests = []
             if app.spec.ephemeral:
                 del self.by_id[deployment.id]

@@ -108,6 +108,8 @@ def routes_of(spec: AppSpec) -> list[Route]:
     found = []
     owner = spec.deployment or spec.app
     suffix = "" if spec.environment_name == MAIN_ENVIRONMENT else f"-{spec.environment_name}"
+    if suffix.endswith("-dev"):
+        suffix += "-env"  # `-dev` at the end belongs to apps that are served
     if spec.ephemeral:
         suffix += "-dev" if spec.deployment else f"-dev-{spec.app[-4:]}"
     for function in spec.functions:

@@ -190,11 +190,12 @@ def activate(name: str) -> str:
         raise InvalidError(
             f'`active` stands in {config.path} in a way that is not changed here; write active = "{name}"'
         )
-    draft = f"{config.path}.new"
+    file_itself = os.path.realpath(config.path)  # a link may lead to another file system
+    draft = f"{file_itself}.new"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.stat(config.path).st_mode & 0o777)
     with open(descriptor, "w", encoding="utf-8", newline="") as file:
         file.write(text)
-    os.replace(draft, os.path.realpath(config.path))
+    os.replace(draft, file_itself)
     return config.path
 
 

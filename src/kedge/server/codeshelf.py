@@ -17,7 +17,7 @@ from pathlib import Path
 
 from kedge.exception import InvalidError, ResourceExhaustedError, ServiceError
 from kedge.model.protocol import CodeUploaded
-from kedge.wire.source import FILE_LIMIT, TOTAL_LIMIT, digest_of, objection, write
+from kedge.wire.source import DIGEST, DRAFT, FILE_LIMIT, TOTAL_LIMIT, digest_of, objection, write
 
 MOST_AT_ONCE = 4 * TOTAL_LIMIT
 """Bytes that all sessions together may have sent of what is not complete."""
@@ -117,6 +117,8 @@ class CodeShelf:
             return
         now = self._clock()
         for entry in os.scandir(directory):
+            if not (DIGEST.fullmatch(entry.name) or entry.name.startswith(DRAFT)):
+                continue  # somebody's own: whoever chose the directory may have one of this name
             try:
                 if entry.name in used:
                     os.utime(entry.path, times=(now, now))

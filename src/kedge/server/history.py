@@ -6,7 +6,6 @@ loop nor whoever waits for the disk. Results of `.remote` and `.map` are not kep
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -21,8 +20,7 @@ from kedge.server.writer import BUSY_MS, StoreError
 async def with_past(register: Register, apps: Sequence[Facts], environment: str, name: str) -> list[Facts]:
     """The apps of an inventory with the times at which they were deployed, and those that have stopped, at the end."""
     deployments = {one.deployment: one for one in await register.deployments()}
-    histories = await asyncio.gather(*(register.versions(id) for id in deployments))
-    times = {id: versions[0].created_at for id, versions in zip(deployments, histories, strict=True) if versions}
+    times = await register.deployed_at()
     found = []
     for app in apps:
         at = times.get(app["app"], app["deployed_at"])

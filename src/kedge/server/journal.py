@@ -205,10 +205,12 @@ class Journal:
                 return
             info = None
             if error:
+                done, again = f"version {message.version} of {message.name} serves, but", "deploy"
+                if not message.app:
+                    done, again = f"{message.name} has stopped, but that", "stop it"
                 text = (
-                    f"version {message.version} of {message.name} serves, but is not on disk yet, and a restart of the "
-                    f"server would bring the version before it back: {error}. It is written as soon as the disk takes "
-                    "it; deploy again to be sure"
+                    f"{done} is not on disk yet, and a restart of the server would bring the version before "
+                    f"it back: {error}. It is written as soon as the disk takes it; {again} again to be sure"
                 )
                 info = ErrorInfo("ServiceError", text)
             self._send(message.session, p.Reply(message.request, None if error else message.value, info))
@@ -218,7 +220,7 @@ class Journal:
 
         if app is not None:
             log.info("%s (%s): version %d serves", message.name, message.deployment, message.version)
-        else:
+        elif not message.request:  # the second time it answers who has stopped it
             log.info("%s (%s) has been stopped", message.name, message.deployment)
         self._store.register.change(message, app.spec if app is not None else None, written)
         self.announce(message)

@@ -148,6 +148,14 @@ class Register:
         query = "SELECT * FROM deployments ORDER BY environment, name"
         return await self._writer.ask(lambda tx: [Deployed(*row) for row in tx.execute(query)])
 
+    async def deployed_at(self) -> dict[str, float]:
+        """When the last version of each deployment was deployed. Its other versions are not looked at."""
+        query = (
+            "SELECT v.deployment, v.created_at FROM deployments d JOIN versions v ON v.deployment = d.deployment AND "
+            "v.version = (SELECT max(version) FROM versions WHERE deployment = d.deployment)"
+        )
+        return await self._writer.ask(lambda tx: dict(tx.execute(query).fetchall()))
+
     async def versions(self, deployment: str) -> list[Version]:
         """The history of a deployment, the newest first."""
         query = (

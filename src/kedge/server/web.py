@@ -25,6 +25,8 @@ log = logging.getLogger("kedge.server")
 BACKLOG = 1024
 """Connections that may wait to be accepted: a burst of clients, or those that come before the ingress is loaded."""
 REMEMBERED = "http-port"
+MOST_REMEMBERED = 4
+"""Ports that a server has had, of which the first that is free is its own again."""
 EVERYWHERE = ("0.0.0.0", "::", "")
 
 
@@ -51,16 +53,21 @@ class Web:
         self.port = self._socket.getsockname()[1]
 
     def _usual(self) -> socket.socket:
-        """At the port that it had the last time, else the usual one, else any."""
-        usual = _number(self._remembered) or HTTP_PORT
-        for port in dict.fromkeys((usual, HTTP_PORT)):
+        """At a port that it had before, the first one first; at the usual one in the beginning; else at any. All of
+        them are remembered: addresses stay, and a port that was taken for a while is its own again the next time."""
+        had = _numbers(self._remembered)
+        tried = had or [HTTP_PORT]
+        for port in tried:
             try:
-                return _listening(self._settings.host, port)
+                sock = _listening(self._settings.host, port)
+                break
             except OSError as error:
                 log.info("port %d is taken: %s", port, error)
-        sock = _listening(self._settings.host, 0)
-        self.wanted = usual
-        _remember(self._remembered, sock.getsockname()[1])
+        else:
+            sock = _listening(self._settings.host, 0)
+        port = sock.getsockname()[1]
+        self.wanted = tried[0] if port != tried[0] else 0
+        _remember(self._remembered, list(dict.fromkeys((*had, port)))[:MOST_REMEMBERED])
         return sock
 
     def url(self, host: str = "") -> str:
@@ -146,17 +153,19 @@ def _listening(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _number(path: Path) -> int:
+def _numbers(path: Path) -> list[int]:
     try:
-        text = path.read_text().strip()
+        words = path.read_text().split()
     except (OSError, UnicodeDecodeError):
-        return 0
-    return int(text) if text.isdecimal() and 0 < int(text) < 65536 else 0
+        return []
+    return [int(word) for word in words if word.isdecimal() and 0 < int(word) < 65536]
 
 
-def _remember(path: Path, port: int) -> None:
+def _remember(path: Path, ports: list[int]) -> None:
+    if _numbers(path) == ports:
+        return
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(f"{port}\n")
+            file.write("".join(f"{port}\n" for port in ports))
     except OSError as error:
-        log.warning("the port %d is not remembered for the next start: %s", port, error)
+        log.warning("the ports %s are not remembered for the next start: %s", ports, error)

@@ -20,6 +20,8 @@ PATH_LIMIT = 1024
 """Characters of a path inside of one."""
 
 DIGEST = re.compile(r"[0-9a-f]{32}")
+DRAFT = ".new-"
+"""How the names of directories begin that are not complete."""
 
 Files = Sequence[tuple[str, bytes]]
 """(relative path, content), in an order that never changes."""
@@ -69,7 +71,7 @@ def write(files: Files, root: str, *, synced: bool = False) -> None:
     parent = os.path.dirname(root)
     for directory in (os.path.dirname(parent), parent):
         os.makedirs(directory, mode=0o700, exist_ok=True)
-    draft = tempfile.mkdtemp(prefix=".new-", dir=parent)
+    draft = tempfile.mkdtemp(prefix=DRAFT, dir=parent)
     try:
         for relative, content in files:
             path = os.path.join(draft, relative)

@@ -349,8 +349,10 @@ class Client:
         if "content-length" in headers:
             answer.body = await self.reader.readexactly(int(headers["content-length"]))
         elif "transfer-encoding" in headers:
+            chunks = []
             while chunk := await self.chunk():
-                answer.body += chunk
+                chunks.append(chunk)
+            answer.body = b"".join(chunks)
         else:
             answer.body = await self.reader.read()
         return answer

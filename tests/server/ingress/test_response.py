@@ -83,6 +83,8 @@ def test_head_gets_the_length_and_no_body() -> None:
     unknown = said(response(head_only=True), start())
     assert b"transfer-encoding" not in unknown
     assert b"content-length: 5\r\n" in said(response(head_only=True), start(), BodySent(b"hello", False))
+    left_out = said(response(head_only=True), start(), BodySent(b"", False))
+    assert b"content-length" not in left_out, "GET may have a body, and nothing says how long that is"
 
 
 def test_some_statuses_have_no_body() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ from kedge.model.web import (
     SocketClosed,
 )
 from kedge.server.ingress import ingress, websocket
+from kedge.server.ingress.http import Connection
 from tests.server.ingress.hall import Answer, Client, Hall, Turn, forever, hall, hello, web
+from tests.server.ingress.wire import Wire
 from tests.wire.loops import on_loop, on_loops, until
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -285,6 +288,60 @@ async def test_the_code_gets_no_credit_while_its_client_does_not_read() -> None:
         assert here.turns[0].credit >= 1000 * 50_000 - WEB_WINDOW
 
 
+@on_loop
+async def test_who_pings_and_does_not_read_takes_no_memory_with_pongs() -> None:
+    wire = Wire()
+    wire.slow = True
+    async with hall(echo) as here:
+        wire.protocol = connection = Connection(here.ingress)
+        connection.connection_made(wire)
+        connection.data_received("\r\n".join(("GET /web/ HTTP/1.1", "Host: a", *SHAKE, "", "")).encode())
+        await until(lambda: b" 101 " in wire.written)
+        before = len(wire.written)
+        for number in range(1000):
+            connection.data_received(frame(Opcode.PING, b"%d" % number))
+        assert len(wire.written) == before
+        connection.resume_writing()
+        assert bytes(wire.written[before:]) == Frame(Opcode.PONG, b"999").serialize(mask=False)
+        wire.lose()
+        await here.idle()
+
+
+@on_loop
+async def test_a_client_that_sends_many_frames_at_once_leaves_the_others_their_turn() -> None:
+    wire = Wire()
+    async with hall(echo) as here:
+        wire.protocol = connection = Connection(here.ingress)
+        connection.connection_made(wire)
+        connection.data_received("\r\n".join(("GET /web/ HTTP/1.1", "Host: a", *SHAKE, "", "")).encode())
+        await until(lambda: b" 101 " in wire.written)
+        pong = Frame(Opcode.PONG, b"").serialize(mask=False)
+        connection.data_received(frame(Opcode.PING) * 20_000 + frame(Opcode.TEXT, b"last"))
+        assert 0 < wire.written.count(pong) < 2_000
+        assert wire.paused
+        connection.data_received(frame(Opcode.TEXT, b"and this"))  # what TLS had in hand already
+        await until(lambda: wire.written.endswith(b"and this"))
+        assert wire.written.count(pong) == 20_000
+        assert wire.written.find(b"last") < wire.written.find(b"and this")
+        assert not wire.paused
+        wire.lose()
+        await here.idle()
+
+
+@on_loop
+async def test_tiny_fragments_take_no_more_memory_than_their_message() -> None:
+    async with hall(echo) as here:
+        client = await opened(here)
+        (connection,) = here.ingress.connections
+        assert connection._socket is not None
+        client.writer.write(frame(Opcode.BINARY, fin=False) + frame(Opcode.CONT, fin=False) * 20_000)
+        client.writer.write(frame(Opcode.CONT, b"ab", fin=False) * 20_000)
+        await until(lambda: len(connection._socket._message) == 40_000)
+        assert sys.getsizeof(connection._socket._message) < 100_000
+        client.writer.write(frame(Opcode.CONT, b"!"))
+        assert await heard(client) == (Opcode.BINARY, b"ab" * 20_000 + b"!")
+
+
 # ---------------------------------------------------------------- ends
 
 
@@ -440,6 +497,24 @@ async def test_a_client_that_is_in_the_middle_of_something_can_close_as_well() -
         client.send(*[frame(Opcode.BINARY, b"x" * 50_000) for _ in range(100)], close(1000))
         assert await client.gone() == b""
         client.close()
+        await here.idle()
+
+
+@on_loop
+async def test_code_that_closes_without_reading_leaves_no_client_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_S", 1000.0)
+
+    async def deaf(turn: Turn) -> None:
+        turn.say(SocketAccepted())
+        await until(lambda: all(connection.unread for connection in here.ingress.connections))
+        turn.say(SocketClosed(1000))
+
+    async with hall(deaf) as here:
+        client = await opened(here)
+        client.send(frame(Opcode.BINARY, b"x" * 50_000) * 20)
+        assert (await heard(client))[0] is Opcode.CLOSE
+        client.send(close(1000))
+        assert await asyncio.wait_for(client.gone(), 10) == b""
         await here.idle()
 
 

@@ -124,7 +124,7 @@ class Response:
         parts.clear()
         parts.append(start)
         bodiless = status in (204, 304)
-        if length is None and not bodiless:
+        if length is None and not bodiless and (size or not self._bodiless):  # HEAD: its body was left out already
             length = size
         self._frame(status, length, bodiless, parts)
         if date:

@@ -6,6 +6,7 @@ loopback or a local network saves, and memory for every connection.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import logging
@@ -42,6 +43,10 @@ _quiet.setLevel(logging.WARNING)
 
 MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes of a message from a client: it travels in one frame to its container."""
+FRAMES = 256
+"""Frames that are read at once, before others have their turn: a client may send a hundred thousand tiny ones a second."""
+SLICE = 4 * 1024
+"""Bytes that are taken apart between looks at how many frames they had."""
 PING_S = 30.0
 """Seconds of silence after which the client is asked whether it is still there: below what routers remember."""
 PONG_S = 30.0
@@ -51,6 +56,8 @@ CLOSE_S = 10.0
 VERSION = b"13"
 _OWN = frozenset((b"sec-websocket-accept", b"sec-websocket-protocol", b"sec-websocket-extensions"))
 TEXT, BINARY, CONT, CLOSE = Opcode.TEXT, Opcode.BINARY, Opcode.CONT, Opcode.CLOSE
+PONG = b"\x8a"
+"""How its frame begins."""
 NORMAL, GOING_AWAY, ABNORMAL, INVALID, FAILED = 1000, 1001, 1006, 1007, 1011
 
 
@@ -96,12 +103,17 @@ class Socket:
         self._protocol: Protocol | None = None
         """None until the code has accepted."""
         self._early = b""
-        self._message: list[bytes] = []
-        """The fragments of a message that is not whole."""
+        self._unparsed = b""
+        """What has come and awaits its turn, or room for what was before it."""
+        self._planned = False
+        self._message = bytearray()
+        """What has come of a message that is not whole: in one piece, since fragments may be tiny."""
         self._is_text = False
         self._waiting: deque[MessageReceived] = deque()
         """Whole messages that the code has no room for."""
         self._pinged = False
+        self._pong = b""
+        """The last answer to a ping that the client does not read."""
         self._unpaid = 0
 
     def begin(self, exchange: Exchange) -> None:
@@ -120,14 +132,30 @@ class Socket:
         self._pinged = False
         if protocol.state is State.OPEN:
             self._connection.deadline = self._connection.ingress.now + PING_S
-        protocol.receive_data(data)
+        self._unparsed += data
+        if not self._planned and not self._waiting:
+            self._read_frames(protocol)
+
+    def _read_frames(self, protocol: Protocol) -> None:
+        data, at, frames = self._unparsed, 0, 0
         try:
-            for frame in protocol.events_received():
-                self._frame(frame)  # type: ignore[arg-type]
+            while at < len(data) and frames < FRAMES:
+                protocol.receive_data(data[at : at + SLICE])
+                at += SLICE
+                for frame in protocol.events_received():
+                    self._frame(frame)  # type: ignore[arg-type]
+                    frames += 1
         except UnicodeDecodeError:
             protocol.fail(INVALID, "a text message must be UTF-8")
+        self._unparsed = data[at:]
         self._pass_on()
         self._send()
+
+    def _go_on(self) -> None:
+        """The others have had their turn."""
+        self._planned = False
+        if self._unparsed and not self._waiting and self._protocol is not None:
+            self._read_frames(self._protocol)
 
     def _frame(self, frame: Frame) -> None:
         code = frame.opcode
@@ -136,12 +164,12 @@ class Socket:
             if frame.fin:
                 self._add(bytes(frame.data))
             else:
-                self._message = [bytes(frame.data)]
+                self._message = bytearray(frame.data)
         elif code is CONT:
-            self._message.append(bytes(frame.data))
+            self._message += frame.data
             if frame.fin:
-                message, self._message = self._message, []
-                self._add(b"".join(message))
+                message, self._message = self._message, bytearray()
+                self._add(bytes(message))
         elif code is CLOSE:
             said = Close.parse(frame.data)
             self._gone(said.code, said.reason)
@@ -164,10 +192,14 @@ class Socket:
             events.append(event)
         if events and exchange is not None:
             exchange.send(events, size)
-        self._connection.read(not waiting)
+        if self._unparsed and not waiting and not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+        self._connection.read(not waiting and not self._unparsed)
 
     def lost(self) -> None:
         """The connection is gone."""
+        self._unparsed = b""
         self._gone(ABNORMAL, "")
 
     def _gone(self, code: int, reason: str) -> None:
@@ -224,6 +256,9 @@ class Socket:
         """The client reads again."""
         unpaid, self._unpaid = self._unpaid, 0
         self._credit(unpaid)
+        pong, self._pong = self._pong, b""
+        if pong and self._protocol is not None and self._protocol.state is State.OPEN:
+            self._connection.write([pong])
 
     def ended(self, refusal: Refusal, clean: bool) -> None:
         self._exchange = None
@@ -280,6 +315,7 @@ class Socket:
                 log.warning("%r closed its WebSocket with the code %d, which is none", exchange, code)
                 protocol.send_close(FAILED)
             self._connection.deadline = self._connection.ingress.now + CLOSE_S
+            pass; None  # reads on: the client's close comes behind what nobody has taken
 
     def _refuse_by(self, events: list[Sent]) -> None:
         """The code answers the handshake with a response of HTTP."""
@@ -349,6 +385,10 @@ class Socket:
             return
         writes = protocol.data_to_send()
         over = bool(writes) and not writes[-1]
+        if self._connection.choked:
+            # The latest ping alone needs an answer. Who pings and never reads would fill the memory with pongs.
+            self._pong = next((data for data in reversed(writes) if data[:1] == PONG), self._pong)
+            writes = [data for data in writes if data[:1] != PONG]
         self._connection.write([data for data in writes if data])
         if over:
             sent = protocol.close_sent
