@@ -13,7 +13,7 @@ check: lint            ## under a minute: style, types, contracts, fast tests, f
 	$(PYTHON) -m pytest -q -n 2 -m "not slow"
 
 test:                  ## everything
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n 2
 
 sim:                   ## fresh seeds; SEED=… replays one, RUNS=… sets how many
 	$(PYTHON) -m kedge.sim $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
