@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from kedge.core.apps import rebased
-from kedge.core.deployments import KEPT_VERSIONS, ROOM_PATIENCE_S
+from kedge.core.deployments import HANDOVER_S, KEPT_VERSIONS, ROOM_PATIENCE_S
 from kedge.core.outbox import STORE
 from kedge.model import protocol as p
 from kedge.model.ids import deployment_id, function_id, pool_id
@@ -302,15 +302,14 @@ def test_rollback_brings_a_version_back_under_a_new_number(bench: Make) -> None:
     [
         (p.AppRolledBack(7, "a"), "a has no version before the current one (1)"),
         (p.AppRolledBack(7, "a", version=1), "version 1 of a is the current one"),
-        (p.AppRolledBack(7, "a", version=5), "a has no version 5 to go back to (any more); there are none"),
+        (p.AppRolledBack(7, "a", version=5), "a has no version 5 to go back to; it has none"),
         (
             p.AppRolledBack(7, "b"),
             "no app 'b' is deployed in the environment 'main'; deployed there: a. Deploy it with `kedge deploy`",
         ),
         (
             p.AppRolledBack(7, "a", "test"),
-            "no app 'a' is deployed in the environment 'test'; it is deployed in main; nothing is deployed there. "
-            "Deploy it with `kedge deploy`",
+            "no app 'a' is deployed in the environment 'test'; nothing is deployed there. It is deployed in main",
         ),
     ],
 )
@@ -536,25 +535,55 @@ def test_a_stopped_deployment_goes_on_counting_after_a_restart(bench: Make) -> N
     assert reply.value["version"] == 6
 
 
+def listening() -> FunctionSpec:
+    return function(methods=(MethodSpec(web=WebSpec(kind="web_server", port=8000)),))
+
+
 def test_a_web_server_s_port_passes_from_version_to_version(bench: Make) -> None:
     b = bench()
-    server = function(methods=(MethodSpec(web=WebSpec(kind="web_server", port=8000)),))
-    deploy(b, 1, server)
+    deploy(b, 1, listening())
     b.submit(pool=POOL)
-    deploy(b, 2, server)
-    b.wait(0.0)
-    reply = answer(b, 102)
-    assert reply is not None
-    assert reply.value["unproved"] == ["f"]
+    deploy(b, 2, listening())
     b.submit(1, "fc-2", pool=POOL)
+    b.wait(100.0)
+    assert answer(b, 102) is None, "the version before still answers something"
     b.finish("ct-1")
     b.wait(1.0)
     b.lose("ct-1", exit_code=0)
     b.ready()
     assert b.running(b.started[-1]) == ["fc-2:0"]
+    reply = answer(b, 102)
+    assert reply is not None
+    assert reply.value["unproved"] == []
 
 
-# ---------------------------------------------------------------- what is in flight, and what others do meanwhile
+def test_a_web_server_that_cannot_start_gives_the_port_back_and_who_waits_is_served(bench: Make) -> None:
+    b = bench()
+    deploy(b, 1, listening())
+    b.send(p.AppDeployed(102, version(2, listening())), "se-9")
+    b.wait(0.1)
+    b.submit(2, "fc-2", pool=POOL)
+    b.lose("ct-1", exit_code=0)
+    b.send(p.ContainerFailed(ErrorInfo("ValueError", "nothing listens")), b.started[-1])
+    assert error(b, 102) == "f cannot start: nothing listens. Version 1 of a goes on serving"
+    b.lose(b.started[-1])
+    b.ready()
+    container = b.started[-1]
+    assert b.plane.containers[container].pool.app == "ap-v1"
+    for _ in range(2):
+        b.finish(container)
+    assert b.statuses("fc-2") == {0: SUCCESS, 1: SUCCESS}
+
+
+def test_who_takes_over_at_once_does_not_wait_for_ever(bench: Make) -> None:
+    b = bench()
+    deploy(b, 1, listening())
+    b.submit(pool=POOL)
+    deploy(b, 2, listening())
+    b.wait(HANDOVER_S + ROOM_PATIENCE_S)
+    reply = answer(b, 102)
+    assert reply is not None
+    assert reply.value["unproved"] == ["f"]
 
 
 def test_a_call_that_spans_a_deploy_stays_in_the_version_in_which_it_has_begun(bench: Make) -> None:
@@ -700,7 +729,7 @@ def test_a_stopped_version_that_is_not_gone_yet_is_not_brought_back(bench: Make)
     deploy(b, 2)
     b.send(p.AppStopped("ap-v1", 3), "se-8")
     b.send(p.AppRolledBack(4, "a", version=1), "se-9")
-    assert error(b, 4) == "a has no version 1 to go back to (any more); there are none"
+    assert error(b, 4) == "a has no version 1 to go back to; it has none"
     b.send(p.AppRolledBack(5, "a"), "se-9")
     assert error(b, 5) == "a has no version before the current one (2)"
 

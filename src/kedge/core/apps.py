@@ -29,6 +29,15 @@ class App:
         self.retired = False
         """A version that is not current: it finishes what it has, and keeps no container without need."""
 
+    @property
+    def ports(self) -> frozenset[int]:
+        """On which its functions listen."""
+        return frozenset(port for function in self.functions.values() for port in function.resources.ports)
+
+    @property
+    def has_containers(self) -> bool:
+        return any(pool.fleet.containers for pool in self.pools.values())
+
     def declared(self, name: str) -> FunctionSpec | None:
         """A function as its code declares it."""
         return next((function for function in self.spec.functions if function.name == name), None)

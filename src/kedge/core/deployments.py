@@ -5,8 +5,9 @@ it, and labels, go to that one. So a new version takes over in one moment, betwe
 finishes what it has. Nothing is moved.
 
 A new version is tried first: one container of each function must come up, or at least find no room at the moment. Where
-one fails, the version that serves goes on. With `recreate` the new version takes over at once, so that it can have what
-the old one holds (a port, a GPU), and gives way again if it fails.
+one fails, the version that serves goes on. With `recreate`, and where both listen on the same port, the new version
+takes over at once, so that it can have what the old one holds, and gives way again if it fails; what waits for it
+meanwhile goes back as well.
 
 What a served app (`kedge serve`) has is the same, for as long as its session.
 """
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from kedge.core.apps import App, unkept
-from kedge.core.lookup import no_such_app
+from kedge.core.lookup import version_to_restore
 from kedge.core.outbox import STORE
 from kedge.core.versions import Candidate, Deployment
 from kedge.model import protocol as p
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 ROOM_PATIENCE_S = 3.0
 """Seconds in which room must be found for a container that is to be tried. Idle ones leave at once for it."""
+HANDOVER_S = 600.0
+"""Seconds for which a version that takes over at once waits for what the one before has to finish."""
 KEPT_VERSIONS = 20
 """Versions that can be rolled back to, or called by their number. Each costs what its declarations take."""
 
@@ -113,25 +116,8 @@ class Deployments:
 
     def rolled_back(self, message: p.AppRolledBack, now: float, sender: str) -> None:
         deployment = self.by_id.get(deployment_id(message.environment, message.name))
-        error: str = ""
-        number = message.version
-        if deployment is None or deployment.current is None:
-            error = no_such_app(self.by_id.values(), message.name, message.environment)
-        elif message.strategy not in p.STRATEGIES:
-            error = f"strategy={message.strategy!r} is not known; write one of {', '.join(p.STRATEGIES)}"
-        else:
-            there = {n: app for n, app in deployment.versions.items() if not app.stopped}
-            earlier = [n for n in sorted(there) if there[n] is not deployment.current]
-            if number is None and earlier:
-                number = max((n for n in earlier if n < deployment.number), default=earlier[-1])
-            if number is None:
-                error = f"{message.name} has no version before the current one ({deployment.number})"
-            elif there.get(number) is deployment.current:
-                error = f"version {number} of {message.name} is the current one"
-            elif number not in there:
-                known = ", ".join(map(str, earlier)) or "none"
-                error = f"{message.name} has no version {number} to go back to (any more); there are {known}"
-        if error or deployment is None or number is None:
+        number, error = version_to_restore(message, deployment, self.by_id.values())
+        if error or deployment is None:
             self._plane.outbox.send(sender, p.Reply(message.request, None, ErrorInfo("NotFoundError", error)))
             return
         app = deployment.versions[number]
@@ -149,11 +135,13 @@ class Deployments:
         return deployment.last
 
     def _try(self, deployment: Deployment, app: App, strategy: str, sender: str, request: int, origin: int) -> None:
-        before = deployment.current if strategy == p.RECREATE else None
-        candidate = deployment.candidate = Candidate(app, sender, request, origin, before)
+        current = deployment.current
+        first = strategy == p.RECREATE or (current is not None and bool(current.ports & app.ports))
+        began = self._plane.agenda.now
+        candidate = deployment.candidate = Candidate(app, sender, request, origin, current if first else None, began)
         self.tried[app.spec.app] = deployment
         self._revive(app)
-        if strategy == p.RECREATE:
+        if first:
             self._point_to(deployment, app)
         for id, function in app.functions.items():
             if all(parameter.default is not None for parameter in function.parameters):
@@ -179,25 +167,34 @@ class Deployments:
                 self._say(deployment.candidate, f"{pool.spec.name} is up after {pool.fleet.startup_s:.2g} s")
             self.news[deployment] = None
 
-    def failed(self, pool: Pool, error: ErrorInfo) -> None:
-        """A container of this pool cannot come up."""
+    def failed(self, pool: Pool, error: ErrorInfo) -> bool:
+        """A container of this pool cannot come up. True where that ends a trial, so that who waits is served by the
+        version before."""
         deployment = self.tried.get(pool.app)
-        if deployment is not None and deployment.candidate is not None and pool in deployment.candidate.awaited:
-            text = f"{pool.spec.name} cannot start: {error.message}"
-            deployment.candidate.error = deployment.candidate.error or replace(error, message=text)
-            self.news[deployment] = None
+        if deployment is None or deployment.candidate is None or pool not in deployment.candidate.awaited:
+            return False
+        text = f"{pool.spec.name} cannot start: {error.message}"
+        deployment.candidate.error = deployment.candidate.error or replace(error, message=text)
+        self.news[deployment] = None
+        return True
 
     def no_room(self, pool: Pool) -> None:
-        """There is no place for a container of this pool. Idle ones of others may leave for it, and those that come up
-        only to be tried; what works goes on working, and what listens on its port is the version before."""
+        """There is no place for a container of this pool. Idle ones of others may leave for it, those that come up only
+        to be tried, and those of a version that has given way, when they have finished what they have."""
         if pool.app in self.tried:
-            patience = 0.0 if pool.spec.resources.ports else ROOM_PATIENCE_S
-            self._plane.agenda.at(self._plane.agenda.now + patience, lambda now: self._not_tried(pool))
+            self._plane.agenda.at(self._plane.agenda.now + ROOM_PATIENCE_S, lambda now: self._not_tried(pool, now))
 
-    def _not_tried(self, pool: Pool) -> None:
+    def _not_tried(self, pool: Pool, now: float) -> None:
         deployment = self.tried.get(pool.app)
         candidate = deployment.candidate if deployment is not None else None
         if deployment is None or candidate is None or pool not in candidate.awaited or pool.fleet.containers:
+            return
+        before = candidate.before
+        if before is not None and now < candidate.began + HANDOVER_S and before.has_containers:
+            if not candidate.waits:
+                candidate.waits = True
+                self._say(candidate, f"{pool.spec.name} waits until the version before has finished what it has")
+            self.no_room(pool)
             return
         del candidate.awaited[pool]
         candidate.unproved.append(pool.spec.name)
@@ -256,6 +253,7 @@ class Deployments:
         if candidate.before is not None and not candidate.before.stopped:
             self._revive(candidate.before)
             self._point_to(deployment, candidate.before)
+            self._plane.registry.hand_back(candidate.app, deployment.id)
         elif deployment.current is candidate.app:
             deployment.current = None
             self._plane.registry.forget_current()

@@ -196,8 +196,8 @@ class Fleet:
 
     def _no_room(self, place: Unplaceable) -> None:
         if place.lasting:
-            self._plane.deployments.failed(self.pool, ErrorInfo("ExecutionError", place.reason))
-            self.pool.fail_queued(Result(INIT_FAILURE, error=ErrorInfo("ExecutionError", place.reason)))
+            if not self._plane.deployments.failed(self.pool, ErrorInfo("ExecutionError", place.reason)):
+                self.pool.fail_queued(Result(INIT_FAILURE, error=ErrorInfo("ExecutionError", place.reason)))
             return
         if not self.waiting_for_room and self.pool.suspects.concern:
             self._plane.touch(self.pool)  # where there can be no other container, suspects share theirs
@@ -254,9 +254,9 @@ class Fleet:
             return
         self._leave(container, DRAINING)
         self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S))
-        self._plane.deployments.failed(self.pool, error)
+        tried = self._plane.deployments.failed(self.pool, error)
         self._count_failure()
-        if not self.ready and self._failures > self.starting:
+        if not (tried or self.ready) and self._failures > self.starting:
             self.pool.fail_queued(Result(INIT_FAILURE, error=error))
 
     def _count_failure(self) -> None:
@@ -387,9 +387,9 @@ class Fleet:
         self._plane.scheduler.release(container.placement)
         if starting and not (machine_too or message.blameless or container.doomed):
             text = f"the container died while it was starting: it was {how_it_ended(message)}; its log may say why"
-            self._plane.deployments.failed(self.pool, ErrorInfo("InternalFailure", text))
+            tried = self._plane.deployments.failed(self.pool, ErrorInfo("InternalFailure", text))
             self._count_failure()
-            if not self.ready and self._failures >= max(MAX_CRASHES, self.starting + 1):
+            if not (tried or self.ready) and self._failures >= max(MAX_CRASHES, self.starting + 1):
                 self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, self._failures)))
 
     def _leave(self, container: Container, state: str) -> None:

@@ -84,7 +84,28 @@ def no_such_app(deployments: Iterable[Deployment], name: str, environment: str) 
     there = sorted(deployment.name for deployment in current if deployment.environment == environment)
     elsewhere = sorted({deployment.environment for deployment in current if deployment.name == name})
     known = f"deployed there: {', '.join(there[:20])}" if there else "nothing is deployed there"
-    hint = f"; it is deployed in {', '.join(elsewhere)}" if elsewhere else ""
-    return (
-        f"no app {name!r} is deployed in the environment {environment!r}{hint}; {known}. Deploy it with `kedge deploy`"
-    )
+    hint = f"It is deployed in {', '.join(elsewhere)}" if elsewhere else "Deploy it with `kedge deploy`"
+    return f"no app {name!r} is deployed in the environment {environment!r}; {known}. {hint}"
+
+
+def version_to_restore(
+    message: p.AppRolledBack, deployment: Deployment | None, deployments: Iterable[Deployment]
+) -> tuple[int, str]:
+    """The number of the version that a rollback means; or 0, and why there is none."""
+    name, number = message.name, message.version
+    if deployment is None or deployment.current is None:
+        return 0, no_such_app(deployments, name, message.environment)
+    if message.strategy not in p.STRATEGIES:
+        return 0, f"strategy={message.strategy!r} is not known; write one of {', '.join(p.STRATEGIES)}"
+    there = {n: app for n, app in deployment.versions.items() if not app.stopped}
+    earlier = [n for n in sorted(there) if there[n] is not deployment.current]
+    if number is None:
+        if not earlier:
+            return 0, f"{name} has no version before the current one ({deployment.number})"
+        number = max((n for n in earlier if n < deployment.number), default=earlier[-1])
+    if there.get(number) is deployment.current:
+        return 0, f"version {number} of {name} is the current one"
+    if number not in there:
+        known = ", ".join(map(str, earlier)) or "none"
+        return 0, f"{name} has no version {number} to go back to; it has {known}"
+    return number, ""

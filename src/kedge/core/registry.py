@@ -181,6 +181,22 @@ class Registry:
                 return self.pool(app, own, normalised(spec), known.parameters)
         return None
 
+    def hand_back(self, app: App, deployment: str) -> None:
+        """What waits for a version that cannot start goes to the one that is current again: none of it has begun."""
+        now = self._plane.agenda.now
+        for pool in app.pools.values():
+            heir = self.find(pool.id.replace(app.spec.app[3:], deployment[3:], 1)) if len(pool.queue) else None
+            if heir is None or isinstance(heir, ErrorInfo):
+                continue
+            for call in pool.queue.calls():
+                inputs = list(call.open.values())
+                if all(input.container is None for input in inputs):
+                    for input in inputs:
+                        pool.queue.withdraw(input)
+                    call.pool = heir
+                    heir.submit(inputs, now, restored=True)
+            self._plane.touch(heir)
+
     def hand_on(self, app: App) -> None:
         """Parameters and options that only this version knows are known to the current one as well: whoever announced
         them does so once."""

@@ -29,6 +29,7 @@ class Route(NamedTuple):
     """`chat`, or `Server.chat` for a method."""
     method: str
     web: WebSpec
+    app_name: str
 
 
 class Routes:
@@ -119,7 +120,7 @@ def routes_of(spec: AppSpec) -> list[Route]:
             name = f"{function.name}.{method.name}" if method.name else function.name
             label = method.web.label or f"{spec.name}-{name}"
             id = function_id(owner, function.name)
-            found.append(Route(label_of(label, suffix), owner, id, name, method.name, method.web))
+            found.append(Route(label_of(label, suffix), owner, id, name, method.name, method.web, spec.name))
     return found
 
 
@@ -141,7 +142,7 @@ def label_of(text: str, suffix: str = "") -> str:
 
 def _taken(what: str, by: Route, wanted: Route, instead: str) -> ErrorInfo:
     text = (
-        f"{what} of {wanted.name} belongs to {by.name} of the app {by.app} already; give {wanted.name} {instead}, or "
-        f"stop that app first (`kedge app stop {by.app}`)"
+        f"{what} of {wanted.name} belongs to {by.name} of the app {by.app_name} ({by.app}) already; give {wanted.name} "
+        f"{instead}, or stop that app first (`kedge app stop {by.app}`)"
     )
     return ErrorInfo("InvalidError", text)

@@ -51,11 +51,14 @@ class Deployment:
 class Candidate:
     """A version that is being tried."""
 
-    def __init__(self, app: App, session: str, request: int, origin: int, before: App | None) -> None:
+    def __init__(self, app: App, session: str, request: int, origin: int, before: App | None, began: float) -> None:
         self.app = app
         self.session = session
         self.request = request
         self.origin = origin
+        self.began = began
+        self.waits = False
+        """Whether somebody has been told that it waits for the version before."""
         self.before = before
         """The version that has given way already (recreate); None where it serves meanwhile."""
         self.awaited: dict[Pool, None] = {}
