@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kedge.container.wsgi import environ_of
 from kedge.model.spec import MethodSpec, WebSpec
-from kedge.model.web import WEB_WINDOW, BodySent, ResponseStarted
+from kedge.model.web import WEB_WINDOW, BodySent, Request, ResponseStarted
 from tests.container.web_plane import WebPlane, web_function
 
 MILL = "tests.container.mill"
@@ -99,6 +100,12 @@ def test_a_label_is_the_script_name_and_texts_are_bytes(plane: WebPlane) -> None
     seen = dict(eval(plane.journal()[0]))
     assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == ("/mill-site", "/environ")
     assert seen["REQUEST_URI"] == "/mill-site/%65nviron"
+
+
+def test_bytes_of_a_path_that_are_no_utf8_are_kept() -> None:
+    request = Request(path="/s/a\ufffdb/ä", raw_path=b"/s/a%ffb/%c3%a4", root_path="/s")
+    seen = environ_of(request, None, False)
+    assert seen["PATH_INFO"].encode("latin-1") == b"/a\xffb/\xc3\xa4"
 
 
 def test_headers_that_come_twice_are_joined(plane: WebPlane) -> None:

@@ -71,8 +71,8 @@ def test_a_label_belongs_to_one_app() -> None:
     error = routes.collision(shop(web("g", "front"), id="ap-2"))
     assert error is not None
     assert error.message == (
-        "the label 'front' of g belongs to f of the app Shop (ap-1) already; give g another label=, or stop that app first "
-        "(`kedge app stop ap-1`)"
+        "the label 'front' of g belongs to f of the app Shop (ap-1) already; give g another label=, or stop that app "
+        "first (`kedge app stop ap-1`)"
     )
     error = routes.collision(shop(web("g", None, ("SHOP.example.com",)), id="ap-2"))
     assert error is not None

@@ -106,6 +106,26 @@ async def test_a_chunked_body_is_passed_on_as_it_comes() -> None:
 
 
 @on_loop
+async def test_tiny_chunks_are_passed_on_together_and_leave_others_their_turn() -> None:
+    async def code(turn: Turn) -> None:
+        turn.answer(b"%d" % len(await turn.body()))
+
+    wire = Wire()
+    async with hall(code) as here:
+        wire.protocol = connection = Connection(here.ingress)
+        connection.connection_made(wire)
+        connection.data_received(b"POST /web/ HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        turn = await here.turn()
+        connection.data_received(b"1\r\nx\r\n" * 30_000 + b"0\r\n\r\n")
+        assert 0 < sum(len(event.data) for event in turn.events) < 5_000
+        await until(lambda: wire.written.endswith(b"30000"))
+        assert len(turn.events) < 200
+        assert not wire.paused
+        wire.lose()
+        await here.idle()
+
+
+@on_loop
 async def test_a_chunked_body_that_has_come_whole_is_short() -> None:
     async with hall(echo) as here:
         client = await here.client()

@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from kedge.server.ingress import http, ingress, line
+from kedge.server.ingress.http import Connection
 from tests.server.ingress.hall import echo, forever, hall, hello
+from tests.server.ingress.wire import Wire
 from tests.wire.loops import on_loop, until
 
 
@@ -114,6 +116,21 @@ async def test_who_does_not_read_the_last_answer_is_cut_off(monkeypatch: pytest.
         client.ask("/web/", "Connection: close")
         await until(lambda: here.turns and not here.exchanges)
         await until(lambda: not here.ingress.connections)
+
+
+@on_loop
+async def test_many_refused_requests_at_once_leave_others_their_turn() -> None:
+    wire = Wire()
+    async with hall(hello) as here:
+        wire.protocol = connection = Connection(here.ingress)
+        connection.connection_made(wire)
+        connection.data_received(b"GET /nobody/ HTTP/1.1\r\nHost: a\r\n\r\n" * 3_000)
+        assert 0 < wire.written.count(b"HTTP/1.1 404") < 100
+        assert wire.paused
+        await until(lambda: wire.written.count(b"HTTP/1.1 404") == 3_000)
+        assert not wire.paused
+        wire.lose()
+        await here.idle()
 
 
 @on_loop
