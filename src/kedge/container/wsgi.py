@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from kedge.container.answers import as_bytes, headers_of, length_of, remaining
 from kedge.container.exchange import Bell, ClientGone, Exchange
@@ -198,11 +199,11 @@ class _Body(io.RawIOBase):
 
 def environ_of(request: Request, body: Any, multithread: bool) -> Environ:
     host, port = request.server or ("localhost", None)
-    path = request.path[len(request.root_path) :] if request.root_path else request.path
+    path = unquote_to_bytes(request.raw_path)[len(request.root_path) :]  # its bytes, also where they are no UTF-8
     environ: Environ = {
         "REQUEST_METHOD": request.method,
         "SCRIPT_NAME": _latin(request.root_path),
-        "PATH_INFO": _latin(path),
+        "PATH_INFO": path.decode("latin-1"),
         "QUERY_STRING": request.query.decode("latin-1"),
         "REQUEST_URI": (request.raw_path + (b"?" + request.query if request.query else b"")).decode("latin-1"),
         "SERVER_NAME": host,

@@ -133,11 +133,11 @@ def _in_path(raw: bytes, query: bytes, routes: Routes, for_people: bool) -> Plac
             404, "this is a kedge server; its web functions answer under http://HOST:PORT/LABEL/ (see `kedge app list`)"
         )
     if _LABEL.fullmatch(first) is None:
-        raise _no_such_label(first[:63].decode("latin-1"))
+        raise _no_such_label(first[:63].decode("latin-1"), _LOST)
     label = first.decode()
     route = routes.find(label)
     if route is None:
-        raise _no_such_label(label)
+        raise _no_such_label(label, _LOST)
     if not slash and for_people:
         there = b"/%b/" % first + (b"?" + query if query else b"")
         raise Refusal(307, f"see {there.decode('latin-1')}", (b"location", there))
@@ -155,8 +155,12 @@ def _decoded(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def _no_such_label(label: str) -> Refusal:
+_LOST = ". The label is the first part of the path: urljoin(url, '/x') and a base_url lose it, url + 'x' does not"
+
+
+def _no_such_label(label: str, hint: str = "") -> Refusal:
     return Refusal(
         404,
-        f"no web function has the label {label!r} here; `kedge app list` shows what there is, `kedge deploy` adds more",
+        f"no web function has the label {label!r} here; `kedge app list` shows what there is, `kedge deploy` adds more"
+        + hint,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,10 @@ limit of the code's own."""
 BODY_RATE = 500
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 """Methods that may be tried again, since they only ask."""
+TURN = 32
+"""Requests that are begun at once, before others have their turn: a client may send a thousand that are refused."""
+PIECE = 16 * 1024
+"""Bytes of a body that are told at once where they came as many tiny chunks."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 IDLE, HEAD, BODY, BUSY = "idle", "head", "body", "busy"
@@ -63,6 +68,7 @@ class Connection(Line):
         self._state = IDLE
         """What is awaited of the client, since `_since`."""
         self._since = 0.0
+        self._planned = False
 
     # ------------------------------------------------------------ by the transport
 
@@ -106,15 +112,32 @@ class Connection(Line):
 
     def _advance(self) -> None:
         """Does what can be done with what has come."""
-        reader = self._reader
+        reader, begun = self._reader, 0
         while self._current is None and not self.choked and not self.is_shut:
             if reader.stuck:
                 reader.go_on()
-            if not reader.requests or not self._take(reader.requests.popleft()):
+            if not reader.requests:
+                break
+            if begun == TURN:
+                self._plan()
+                break
+            begun += 1
+            if not self._take(reader.requests.popleft()):
                 break
         if self._exchange is not None and self._exchange.long:
             self._pump(self._exchange)
         self._regulate()
+
+    def _plan(self) -> None:
+        if not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """The others have had their turn."""
+        self._planned = False
+        if not self.is_shut:
+            self._advance()
 
     def _take(self, incoming: Incoming) -> bool:
         """Begins with this request. False where more of it must come first."""
@@ -211,20 +234,26 @@ class Connection(Line):
             incoming.continued = True
             if not self._spoken:
                 self.write([CONTINUE])
+        has_parsed = False
         while exchange.long:
-            if not incoming.parts:
+            if not incoming.parts and self._reader.stuck:
+                if has_parsed:
+                    self._plan()
+                    return
+                has_parsed = True
                 self._reader.go_on()
             if incoming.refusal is not None:
                 self._give_up(incoming.refusal)
                 return
             events: list[Received] = []
-            size = 0
+            size = count = 0
             for part in incoming.parts:
                 if not exchange.has_room(len(part), size):
                     break
-                events.append(BodyReceived(part, True))
+                count += 1
                 size += len(part)
-            incoming.drop(len(events), size)
+            events += [BodyReceived(piece, True) for piece in _pieces(incoming.parts[:count])]
+            incoming.drop(count, size)
             if incoming.complete and not incoming.parts:
                 events.append(BodyReceived(b"", False))
                 exchange.long = False
@@ -370,3 +399,17 @@ class Connection(Line):
             self._give_up(server_ends())
         elif not self.is_shut:
             self.shut()
+
+
+def _pieces(parts: list[bytes]) -> Iterator[bytes]:
+    """The same bytes in fewer parts, where these are tiny: each costs the plane and the code more than its bytes do."""
+    small: list[bytes] = []
+    size = 0
+    for part in parts:
+        small.append(part)
+        size += len(part)
+        if size >= PIECE:
+            yield b"".join(small)  # of one part: that part itself
+            small, size = [], 0
+    if small:
+        yield b"".join(small)

@@ -30,6 +30,8 @@ MAX_PIPELINED = 32
 """Requests that may wait for an earlier one of their connection. Then the client is left unread."""
 MAX_WAITING = 256 * 1024
 """Bytes of bodies that may wait in the same way."""
+MAX_PARTS = 256
+"""Parts of a chunked body that are taken apart ahead: where chunks are tiny, others have their turn in between."""
 SHORT = 64 * 1024
 """Bytes up to which a body travels together with its head, so that a slow client takes no slot while it sends it."""
 HEAD_SLICE = 8 * 1024
@@ -150,7 +152,9 @@ class Reader:
     @property
     def full(self) -> bool:
         """Whether enough has come that nobody has taken."""
-        requests = self.requests
+        requests, incoming = self.requests, self._incoming
+        if incoming is not None and incoming.head.chunked and len(incoming.parts) >= MAX_PARTS:
+            return True
         if not requests:
             return False
         if len(requests) >= MAX_PIPELINED or len(self.early) >= MAX_WAITING:
@@ -191,7 +195,9 @@ class Reader:
                 if self.full:
                     self._unparsed = data[at:]
                     return
-                end = at + (BODY_SLICE if self._in_body else HEAD_SLICE)
+                incoming = self._incoming
+                is_plain = self._in_body and incoming is not None and not incoming.head.chunked
+                end = at + (BODY_SLICE if is_plain else HEAD_SLICE)
                 with view[at:end] as piece:
                     self._parse(piece, view[end:])
                 at = end

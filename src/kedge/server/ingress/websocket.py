@@ -44,7 +44,7 @@ _quiet.setLevel(logging.WARNING)
 MAX_MESSAGE = 16 * 1024 * 1024
 """Bytes of a message from a client: it travels in one frame to its container."""
 FRAMES = 256
-"""Frames that are read at once, before others have their turn: a client may send a hundred thousand tiny ones a second."""
+"""Frames that are read at once, before others have their turn: a client may send 100,000 tiny ones a second."""
 SLICE = 4 * 1024
 """Bytes that are taken apart between looks at how many frames they had."""
 PING_S = 30.0
@@ -315,7 +315,7 @@ class Socket:
                 log.warning("%r closed its WebSocket with the code %d, which is none", exchange, code)
                 protocol.send_close(FAILED)
             self._connection.deadline = self._connection.ingress.now + CLOSE_S
-            pass; None  # reads on: the client's close comes behind what nobody has taken
+            self._pass_on()  # reads on: the client's close comes behind what nobody has taken
 
     def _refuse_by(self, events: list[Sent]) -> None:
         """The code answers the handshake with a response of HTTP."""
