@@ -257,6 +257,17 @@ def test_logs_of_an_app_are_those_of_all_its_versions(live: Live, tmp_path: Path
     assert len(live.run("app", "logs", D[:9], "--json").stdout.splitlines()) == 2
 
 
+def test_logs_of_an_app_that_has_printed_nothing(live: Live) -> None:
+    live.deploy(version(1))
+    for name in ("demo", D):
+        result = live.run("app", "logs", name)
+        assert (result.exit_code, result.stdout) == (0, ""), result.stderr
+        assert result.stderr == "kedge: demo is there, and has printed nothing yet that is kept\n"
+    unknown = live.run("app", "logs", "dmo")
+    assert unknown.exit_code == 1
+    assert unknown.stderr.startswith("Error: ")
+
+
 async def _report(live: Live, captured: p.OutputCaptured) -> None:
     live.shell.driver.report(captured)
 

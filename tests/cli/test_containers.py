@@ -186,9 +186,10 @@ def test_variables_as_containers_have_them() -> None:
     assert (found["KEDGE_ENVIRONMENT"], found["MODAL_TASK_ID"], found["KEDGE_IS_REMOTE"]) == ("staging", "ct-1", "1")
     assert found["COLORTERM"] == "truecolor"
     assert "HOME" not in found
-    assert "PYTHONPATH" not in found
+    assert Path(found["PYTHONPATH"], "modal", "__init__.py").is_file()  # `import modal` means kedge there, too
     assert found["PATH"].startswith("/opt/py/bin:")
     assert "KEDGE_CONTAINER_ID" not in surroundings.variables_of(LAUNCH, None, {})
+    assert "PYTHONPATH" not in surroundings.variables_of({**LAUNCH, "alias_modal": False}, None, {})
 
 
 def test_a_directory_that_is_gone_is_said(

@@ -12,6 +12,7 @@ import pytest
 
 from kedge.cli.main import main
 from kedge.model import protocol as p
+from kedge.model.ids import deployment_id
 from kedge.model.payload import ErrorInfo
 from kedge.sdk import alias, registry
 from kedge.sdk.serializer import error_info
@@ -95,6 +96,14 @@ def test_it_shows_what_was_created_and_where_it_answers(deploy: Deploy, plane: F
     assert lines[-1].startswith("Deployed in ")
     assert lines[-1].endswith("`kedge app logs shop` shows what it prints.")
     assert result.stderr == "kedge: f is up\n"
+
+
+def test_how_it_comes_up_is_followed(deploy: Deploy, plane: FakePlane) -> None:
+    assert deploy(APP, "script.py").exit_code == 0
+    (message,) = plane.heard(p.AppDeployed)
+    assert [one.app for one in plane.heard(p.OutputSubscribed)] == [deployment_id("main", "shop")]
+    counted = {one.app for one in plane.heard(p.StatisticsRequested)}
+    assert counted == {message.app.app}, "of the version that is tried, not of the one that serves"
 
 
 def test_its_options_reach_the_server(deploy: Deploy, plane: FakePlane) -> None:

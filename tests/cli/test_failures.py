@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kedge.cli.failures import styled, traceback_text
-from kedge.exception import ConnectionError
+from kedge.cli.failures import remote_cause, styled, traceback_text
+from kedge.exception import ConnectionError, InvalidError, RemoteError
 from kedge.sdk import tracebacks
 
 
@@ -55,3 +55,23 @@ def test_what_kedge_itself_says_needs_no_traceback() -> None:
 def test_everything_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEDGE_TRACEBACK", "1")
     assert traceback_text(ConnectionError("gone")) == "kedge.exception.ConnectionError: gone\n"
+
+
+@pytest.mark.parametrize(
+    ("cause", "shown"),
+    [
+        (InvalidError("it returns int, which is no ASGI app"), ""),
+        (InvalidError("something else"), "Error: something else\n"),
+        (ValueError("it returns int, which is no ASGI app"), "ValueError: it returns int, which is no ASGI app\n"),
+    ],
+)
+def test_what_the_error_says_anyway_is_not_said_twice(cause: Exception, shown: str) -> None:
+    error = RemoteError("page cannot start: it returns int, which is no ASGI app")
+    error.__cause__ = cause
+    assert remote_cause(error) == shown
+
+
+def test_the_cause_in_user_code_is_always_shown() -> None:
+    error = RemoteError("page cannot start: bad 5")
+    error.__cause__ = remote_failure()
+    assert "in fail" in remote_cause(error)

@@ -189,6 +189,15 @@ def test_recent_calls(live: Live) -> None:
     assert [one["call"] for one in live.json("function", "calls", "square", "-n", "1")] == ["fc-open"]
 
 
+def test_a_call_that_was_cancelled_has_not_failed(live: Live) -> None:
+    live.say(p.AppCreated(1, app()), spawned("a", call="fc-over"))
+    live.until(lambda: live.engine.containers and live.engine.only.held)
+    live.say(p.CallCancelled("fc-over"))
+    live.until(lambda: not live.shell.plane.calls.by_id)
+    (call,) = live.json("function", "calls", "square")
+    assert (call["state"], call["done"], call["failed"]) == ("cancelled", 1, 0)
+
+
 def test_no_calls(live: Live) -> None:
     live.say(p.AppCreated(1, app()))
     assert live.run("function", "calls", "square").stdout == (

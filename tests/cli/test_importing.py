@@ -133,3 +133,14 @@ def test_an_import_that_is_stopped_says_nothing(tmp_path: Path, monkeypatch: pyt
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
     assert parcels == []
+
+
+def test_what_kedge_has_to_say_is_said_once(imported: Callable[..., tuple[Parcel, str]], tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    with (tmp_path / "shop" / "data.py").open("wb") as file:
+        file.truncate(65 * 2**20)
+    app = "import kedge\napp = kedge.App()\n@app.function()\ndef f(): ...\n"
+    parcel, _ = imported({"shop/__init__.py": "", "shop/main.py": app}, ref="shop.main", is_module=True)
+    assert parcel.traceback == ""
+    assert parcel.error.startswith("shop.main cannot be served as it is: ")
+    assert "is too large to be shipped as code" in parcel.error

@@ -476,3 +476,26 @@ def test_following_as_a_command(write: Write, tmp_path: Path) -> None:
     process.send_signal(2)
     assert process.communicate(timeout=60) == ("", "kedge: demo (ap-1)\n")
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("words", [["logs"], ["logs", "-f"], ["app", "logs", "demo"], ["container", "logs", "ct-1"]])
+def test_logs_of_a_server_elsewhere_are_read_there(
+    words: list[str], two_runs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEDGE_SERVER", "tcps://gpu-box:5335")
+    result = CliRunner().invoke(main, words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "Error: logs are read where the server runs, and KEDGE_SERVER names one at tcps://gpu-box:5335: "
+        "run `kedge logs` there\n"
+    )
+
+
+def test_a_log_of_this_machines_server_is_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEDGE_HOME", str(tmp_path))
+    monkeypatch.setenv("KEDGE_SERVER", "tcps://gpu-box:5335")
+    for words in (["logs"], ["stop"]):
+        said = CliRunner().invoke(main, ["server", *words]).stderr
+        assert said.startswith(
+            "Note: this is about the server of this machine; that at tcps://gpu-box:5335 (KEDGE_SERVER names it) is "
+        )

@@ -12,12 +12,13 @@ from typing import Any
 
 import click.testing
 import pytest
+from msgspec import structs
 
 from kedge.cli import serve
 from kedge.cli.importing import Order, Parcel
 from kedge.cli.main import main
 from kedge.cli.watching import Watched
-from kedge.exception import ConflictError, InvalidError, RemoteError
+from kedge.exception import AuthError, ConflictError, InvalidError, RemoteError
 from kedge.model.spec import AppSpec, CodeSpec, EnvironmentSpec, FunctionSpec, MethodSpec, WebSpec
 from kedge.sdk.runner import Deployed
 
@@ -311,6 +312,54 @@ def test_without_reloading_what_fails_is_the_end(
     assert serving.codes == [code]
     assert f"Error: {parcel.error}" in serving.output
     assert stage.waited == []
+
+
+@pytest.mark.parametrize(
+    "refusal", [ConflictError("shop is served already by another program"), AuthError("the token is not known")]
+)
+def test_a_first_version_that_no_change_can_cure_is_the_end(
+    stage: Stage, run: Callable[..., Runs], refusal: Exception
+) -> None:
+    stage.parcels.put(Parcel(app=app(1)))
+    stage.answer("ap-1").put(refusal)
+    serving = run()
+    serving.thread.join(PATIENCE_S)
+    assert serving.codes == [1]
+    assert f"Error: {refusal}" in serving.output
+    assert "waiting for a change" not in serving.output
+    assert stage.closed == ["shop"]
+
+
+def test_a_name_that_another_program_has_taken_meanwhile_is_the_end(stage: Stage, run: Callable[..., Runs]) -> None:
+    stage.parcels.put(Parcel(app=app(1)))
+    stage.serves(1)
+    serving = run()
+    serving.says("shop is served after ")
+    for _ in range(serve.TRIES_AGAIN):
+        stage.answer("any").put(ConflictError("shop is served already by another program"))
+    stage.back()
+    serving.thread.join(PATIENCE_S)
+    assert serving.codes == [1]
+    assert serving.output.count("Error: shop is served already by another program") == 1
+
+
+def test_new_addresses_are_shown(stage: Stage, run: Callable[..., Runs]) -> None:
+    stage.parcels.put(Parcel(app=app(1)))
+    stage.serves(1)
+    serving = run()
+    serving.says("shop is served after ")
+    stage.parcels.put(Parcel(app=app(2)))
+    stage.serves(2)
+    deployed = stage.answer("ap-2").get()
+    stage.answer("ap-2").put(structs.replace(deployed, labels={**deployed.labels, "more": "shop-more-dev"}))
+    stage.changes.put(None)
+    serving.says("more answers at http://127.0.0.1:4000/shop-more-dev/")
+    stage.parcels.put(Parcel(app=app(3)))
+    stage.serves(3)
+    stage.answer("ap-3").put(structs.replace(stage.answer("ap-3").get(), labels={"page": "other-dev"}))
+    stage.changes.put(None)
+    serving.says("page answers at http://127.0.0.1:4000/other-dev/")
+    assert serving.output.count("answers at") == 2
 
 
 def test_a_file_that_goes_away_is_waited_for(stage: Stage, run: Callable[..., Runs]) -> None:

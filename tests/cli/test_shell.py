@@ -55,6 +55,13 @@ def test_a_shell_with_what_a_function_would_find(tmp_path: Path) -> None:
     ).stdout.strip() == (sys.executable)
 
 
+def test_import_modal_means_kedge_in_the_file_and_in_the_shell(tmp_path: Path) -> None:
+    (tmp_path / "lg.py").write_text(APP.replace("import kedge", "import modal as kedge, modal.exception"))
+    program = "import lg, modal.gpu, modal, kedge; print(modal is kedge, modal.gpu is kedge.gpu, lg.app.name)"
+    found = shell(tmp_path, "lg.py::train", "-c", f"python -c '{program}'")
+    assert (found.returncode, found.stdout) == (0, "True True demo\n"), found.stderr
+
+
 def test_the_shell_is_that_of_the_user_and_is_told_by_its_exit_code(tmp_path: Path) -> None:
     mine = tmp_path / "myshell"
     mine.write_text('#!/bin/sh\necho "mine: $*"\nexit 9\n')

@@ -269,6 +269,7 @@ def test_a_framework_that_answers_for_broken_code_still_has_it_logged(plane: Web
     assert (visit.status, visit.text) == (500, "Internal Server Error")
     assert visit.result.status == "failure"
     assert 'raise RuntimeError("no frame")' in plane.errors()
+    assert "kedge: site() raised while answering GET /broken; its client got 500\n" in plane.errors()
 
 
 # ---------------------------------------------------------------- clients that go
@@ -337,6 +338,9 @@ def test_code_that_takes_too_long_is_interrupted(plane: WebPlane, path: str) -> 
     assert visit.result.status == "timeout"
     assert f"kedge: site() failed at GET {path}; its client gets 504" in plane.errors()
     assert "FunctionTimeoutError: the input ran longer than timeout=0.1 s of site()" in plane.errors()
+    frames = [line for line in plane.errors().splitlines() if line.startswith("  File ")]
+    assert not [frame for frame in frames if "site-packages" in frame], "frames of a framework alone say nothing"
+    assert bool(frames) == (path == "/slow"), "those of the user's own handler do"
 
 
 def test_a_container_that_stops_cancels_its_requests(plane: WebPlane) -> None:
@@ -542,6 +546,8 @@ def test_apps_live_between_the_hooks(plane: WebPlane) -> None:
     ]
     assert "kedge: the app of Living.second() failed at the end of its lifespan" in plane.errors()
     assert "RuntimeError: cannot stop" in plane.errors()
+    assert "rough.py" in plane.errors()
+    assert "lifespan.py" not in plane.errors(), "frames of kedge's own say nothing"
 
 
 def test_an_app_that_cannot_start_fails_its_container(plane: WebPlane) -> None:

@@ -218,7 +218,6 @@ def test_it_may_be_another_process(plane: WebPlane, port: int) -> None:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("dies_at_once", r"the process sh (N) has exited with code 7; what it printed is in the log"),
         (
             "wrong_port",
             "sleep (N) runs. Does it listen on another port, or need more time? Then write startup_timeout=",
@@ -227,11 +226,20 @@ def test_it_may_be_another_process(plane: WebPlane, port: int) -> None:
     ],
 )
 def test_a_server_that_does_not_listen_fails_the_container(plane: WebPlane, port: int, name: str, told: str) -> None:
-    start(plane, port, name, ready=False, startup_timeout=0.2 if name != "dies_at_once" else 60.0)
+    start(plane, port, name, ready=False, startup_timeout=0.2)
     message = plane.failure().message
     assert message.startswith(f"nothing listened on port {port} within ")
     assert f"after {name}() had returned" in message
     assert _without_numbers(told) in _without_numbers(message)
+    assert plane.wait_exit() == 1
+
+
+def test_a_server_that_ends_before_it_listens_is_named_with_its_command(plane: WebPlane, port: int) -> None:
+    start(plane, port, "dies_at_once", ready=False, startup_timeout=60.0)
+    message = plane.failure().message
+    assert message.startswith("the process sh -c 'echo no room for me >&2; exit 7' (")
+    assert f" exited with code 7 before it listened on port {port}, " in message
+    assert message.endswith(" s after dies_at_once() had returned; what it printed is in the log")
     assert plane.wait_exit() == 1
 
 
@@ -256,8 +264,18 @@ def test_a_port_that_is_taken_is_not_passed_on_to(plane: WebPlane, port: int) ->
         start(plane, port, ready=False, startup_timeout=0.1)
         message = plane.failure().message
     assert message.startswith(f"something else listened on port {port} when server() was to start its server there")
-    assert "write max_containers=1 to have one container" in message
+    assert f"`ss -ltnp 'sport = :{port}'` names the program that holds it" in message
+    assert "max_containers" not in message, "no container has that port"
     assert plane.journal() == []
+
+
+def test_who_waits_for_a_port_says_so(plane: WebPlane, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kedge.container.upstream.TAKEN_HINT_S", 0.05)
+    with socket.create_server(("127.0.0.1", port)):
+        start(plane, port, ready=False, startup_timeout=60.0)
+        plane.until(lambda: "cannot start its server yet" in plane.errors())
+        assert f"and waits: something else listened on port {port}. `ss -ltnp" in plane.errors()
+        assert not plane.of(ContainerReady)
 
 
 def test_a_port_that_becomes_free_is_waited_for(plane: WebPlane, port: int, tmp_path: Path) -> None:

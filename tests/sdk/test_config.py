@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_the_active_profile_names_the_server(file: Path) -> None:
     found = server_process.find()
     ca = str(file.parent / "certs" / "box.pem")
     assert found == server_process.ServerAddress(
-        "tcp://gpu-box:5335", "0123456789abcdef0123", ca, "the profile 'box'"
+        "tcp://gpu-box:5335", "0123456789abcdef0123", ca, "the profile 'box'", "that of the profile 'box'"
     ), "paths in the file are relative to it"
     assert config.environment() == "staging"
     assert server_process.find(str(file.parent)) is None, "asked for the machine's server, profiles do not count"
@@ -68,6 +69,7 @@ def test_variables_go_before_the_file(file: Path, monkeypatch: pytest.MonkeyPatc
     found = server_process.find()
     assert found is not None
     assert (found.address, found.token) == ("tcp://gpu-box:5335", "another")
+    assert found.token_of == "KEDGE_TOKEN, which goes before that of the profile 'box'"
     monkeypatch.setenv("KEDGE_PROFILE", "here")
     assert server_process.find() is None, "a profile without a server means this machine's"
     assert config.environment() == "main"
@@ -78,6 +80,32 @@ def test_variables_go_before_the_file(file: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("KEDGE_TLS_CA", "/ca.pem")
     found = server_process.find()
     assert found == server_process.ServerAddress("tcp://other:1", "another", "/ca.pem", "KEDGE_SERVER")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:5398", "https://box:1", "foo", "tcp://box", "tcp://box:0", "tcps://:1"])
+def test_what_is_no_address_of_a_server_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    how = r"; write tcp://HOST:PORT, tcps://HOST:PORT \(under TLS\), or the path of a socket"
+    file.write_text(f'active = "box"\n[profile.box]\nserver = "{address}"\n')
+    with pytest.raises(InvalidError, match=f"the server of the profile 'box' in .*kedge.toml is '{address}'{how}"):
+        server_process.find()
+    monkeypatch.setenv("KEDGE_SERVER", address)
+    with pytest.raises(InvalidError, match=f"^KEDGE_SERVER is '{address}'{how}"):
+        server_process.find()
+
+
+def test_a_server_over_tcp_is_elsewhere_unless_this_machines_listens_there(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEDGE_HOME", str(tmp_path))
+    found = server_process.elsewhere()
+    assert found is not None
+    assert (found.address, found.named) == ("tcp://gpu-box:5335", "the profile 'box'")
+    (tmp_path / "server").mkdir()
+    facts = {"address": "/plane.sock", "process": os.getpid(), "tcp": "tcp://gpu-box:5335"}
+    (tmp_path / "server" / "server.json").write_text(json.dumps(facts))
+    assert server_process.elsewhere() is None
+    monkeypatch.setenv("KEDGE_SERVER", "/another/plane.sock")
+    assert server_process.elsewhere() is None
 
 
 def test_in_a_container_there_is_no_profile(file: Path) -> None:

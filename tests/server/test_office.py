@@ -199,6 +199,7 @@ async def test_containers_of_all_versions_belong_to_the_deployment(tmp_path: Pat
         assert (await asked(peer, p.ServerRequested))["deployments"] == {"ap-v1": D, "ap-v2": D}
         found = await asked(peer, lambda n: p.ContainersRequested(n, app=D))
         assert [(one["app"], one["version"], one["inputs"]) for one in found] == [(D, 1, 1), (D, 2, 0)]
+        assert [one["state"] for one in found] == ["leaving", "ready"], "the old one finishes what it runs"
         assert len(await asked(peer, lambda n: p.ContainersRequested(n, app="ap-v1"))) == 1
 
 

@@ -77,7 +77,13 @@ def test_one_server_in_the_background_from_start_to_stop(here: Place) -> None:
         following.says("listens at", times=2)
     assert facts(here)["process"] != where["process"]
     assert facts(here)["options"] == ["--port", "0", "--gpus", "H100=2"], "as it was started"
-    here.kedge("server", "restart", "--port", "0")
+    here.kedge("server", "restart", "--cpus", "1", "--port", "0")
+    assert facts(here)["options"] == ["--port", "0", "--cpus", "1", "--gpus", "H100=2"], "one by one"
+    told = here.kedge("server", "status")
+    assert (
+        "Its options: --port 0 --cpus 1 --gpus H100=2. They hold until `kedge server restart --reset`." in told.stdout
+    )
+    here.kedge("server", "restart", "--reset", "--port", "0")
     assert facts(here)["options"] == ["--port", "0"]
 
     assert here.kedge("server", "stop").stdout == "The server has ended.\n"
@@ -101,6 +107,93 @@ def test_a_server_that_cannot_start_says_why(here: Place) -> None:
     assert "give --tls-cert and --tls-key, or --insecure" in refused.stderr
     assert "No server is running" in here.kedge("server", "status", code=1).stdout
     assert not (home(here) / "server" / "server.json").exists()
+
+
+def test_a_restart_with_wrong_options_leaves_the_server_as_it_was(here: Place) -> None:
+    here.kedge("server", "start", "--port", "0")
+    before = facts(here)
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = str(taken.getsockname()[1])
+        for options, words in (
+            (("--port", "99999"), "--port is '99999'; it must be a port"),
+            (("--host", "0.0.0.0"), "give --tls-cert and --tls-key, or --insecure"),
+            (("--tls-cert", "nope.pem"), "there is no such file"),
+            (("--tls-cert", CA, "--tls-key", CA), "are no certificate with its key"),
+            (("--port", port), f"cannot listen on 127.0.0.1, port {port}: Address already in use"),
+            (("--rpc-port", port), f"cannot listen on 127.0.0.1, port {port}: Address already in use"),
+        ):
+            refused = here.kedge("server", "restart", *options, code=1)
+            assert "Error: the server was not restarted, and goes on as it was: " in refused.stderr
+            assert words in refused.stderr
+    refused = here.kedge("server", "restart", code=1, KEDGE_RPC_PORT="many")
+    assert "KEDGE_RPC_PORT (or --rpc-port) is 'many'" in refused.stderr
+    assert facts(here) == before
+    own = before["web"].rpartition(":")[2]
+    here.kedge("server", "restart", "--port", own)
+    assert facts(here)["web"] == before["web"], "the port that it has itself is not taken"
+
+
+def test_a_server_that_does_not_come_up_after_all_is_started_as_it_was(here: Place) -> None:
+    here.kedge("server", "start", "--port", "0")
+    own = facts(here)["web"].rpartition(":")[2]
+    # Both ports are its own, so each of them is free; together they are one too many.
+    failed = here.kedge("server", "restart", "--port", own, "--rpc-port", own, code=1)
+    assert "Error: the kedge server could not start: " in failed.stderr
+    assert "So it was started again as it was before." in failed.stderr
+    assert facts(here)["options"] == ["--port", "0"]
+    here.kedge("server", "status")
+
+
+def test_options_outlive_a_server_that_was_killed(here: Place) -> None:
+    here.write("app.py", WEB_APP)
+    here.kedge("server", "start", "--port", "0", "--gpus", "H100=2")
+    os.kill(facts(here)["process"], signal.SIGKILL)
+    eventually(lambda: server_gone(here))
+    told = here.kedge("server", "status", code=1).stdout
+    assert "The next one has the options of the last one: --port 0 --gpus H100=2." in told
+    here.kedge("deploy", "app.py")
+    assert facts(here)["options"] == ["--port", "0", "--gpus", "H100=2"]
+    kept = home(here) / "server" / "options.json"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    here.kedge("server", "stop")
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = str(taken.getsockname()[1])
+        refused = here.kedge("server", "start", "--port", port, code=1)
+    assert f"Its options: --port {port} --gpus H100=2; `kedge server start --reset` begins anew" in refused.stderr
+    assert json.loads(kept.read_text()) == ["--port", "0", "--gpus", "H100=2"], "what does not start is not kept"
+    here.kedge("server", "start", "--reset", "--port", "0")
+    assert facts(here)["options"] == ["--port", "0"]
+
+
+def server_gone(here: Place) -> bool:
+    process = facts(here)["process"]
+    return not psutil.pid_exists(process) or psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_is_far_away_is_looked_after_there(here: Place) -> None:
+    here.kedge("server", "start", "--port", "0", "--rpc-port", "0")
+    here.write("app.py", SPEAKING_APP)
+    where = facts(here)
+    near = {"KEDGE_SERVER": where["tcp"], "KEDGE_TOKEN": where["token"]}
+    assert "`kedge app logs speaking` shows what it prints." in here.kedge("deploy", "app.py", **near).stdout
+    far = {**near, "KEDGE_HOME": str(here.directory / "laptop")}
+    deployed = here.kedge("deploy", "app.py", **far).stdout
+    assert "`kedge app logs speaking`, where the server runs, shows what it prints." in " ".join(deployed.split())
+    refused = here.kedge("app", "logs", "speaking", code=1, **far)
+    assert f"logs are read where the server runs, and KEDGE_SERVER names one at {where['tcp']}" in refused.stderr
+    stopped = here.kedge("server", "stop", **far)
+    assert stopped.stdout == "No server is running.\n"
+    assert f"Note: this is about the server of this machine; that at {where['tcp']}" in stopped.stderr
+    config = here.directory / "box.toml"
+    for token, words in (("wrong", "that of the profile 'box'"), ("", "missing: the profile 'box' has none")):
+        config.write_text(f'active = "box"\n[profile.box]\nserver = "{where["tcp"]}"\ntoken = "{token}"\n')
+        for command in (("app", "list"), ("deploy", "app.py")):
+            refused = here.kedge(*command, code=1, KEDGE_CONFIG=str(config))
+            assert f"; the token is {words}" in refused.stderr
+    laptop = Place(here.directory, {**here.variables, **far})
+    with laptop.running("deploy", "app.py", "--stream-logs") as deploying:
+        deploying.says("Deployed")
+        eventually(lambda: laptop.program(SPEAK) and "spoken spoken" in deploying.output)
 
 
 def test_settings_of_a_server_may_stand_beside_the_profiles(here: Place, tmp_path: Path) -> None:
@@ -194,6 +287,18 @@ def test_a_unit_for_systemd_is_printed_or_installed(here: Place, tmp_path: Path)
 
 # ---------------------------------------------------------------- what it takes
 
+
+SPEAKING_APP = """
+import kedge
+
+app = kedge.App("speaking")
+
+@app.function()
+def say(text):
+    print(text * 2)
+    return text
+"""
+SPEAK = "import kedge; print(kedge.Function.from_name('speaking', 'say').remote('spoken '))"
 
 WEB_APP = """
 import os, resource

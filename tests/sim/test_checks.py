@@ -38,7 +38,9 @@ def never_the_least_loaded(patch: Patch) -> None:
 
 
 def lost_inputs_stay_lost(patch: Patch) -> None:
-    def lost(self: Suspects, container: Container, message: p.ContainerLost, blameless: bool) -> None:
+    def lost(
+        self: Suspects, container: Container, message: p.ContainerLost, blameless: bool, starting: bool = False
+    ) -> None:
         self._pool.left(container)
         for input in list(container.leases.values()):
             self._pool.release(container, input)

@@ -38,7 +38,7 @@ def find() -> Client | None:
     if found is None:
         return None
     try:
-        return Client.connect(found.address, found.token, found.tls_ca)
+        return Client.connect(found.address, found.token, found.tls_ca, found.token_of)
     except (ConnectionError, AuthError):
         if found.named:
             raise

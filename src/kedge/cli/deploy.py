@@ -15,10 +15,11 @@ from rich.text import Text
 from kedge.cli import created, failures, interrupt
 from kedge.cli.display import Display, display_for
 from kedge.cli.reference import ImportFailed, Reference, choose_app
+from kedge.cli.starting import Starting
 from kedge.exception import Error, InvalidError
 from kedge.model.protocol import ROLLING
 from kedge.model.spec import MAIN_ENVIRONMENT
-from kedge.sdk import alias, output, runner, validation
+from kedge.sdk import alias, output, runner, server_process, validation
 from kedge.sdk.app import App
 from kedge.sdk.client import Client
 from kedge.sdk.output_feed import OutputFeed
@@ -76,7 +77,7 @@ def default_name(reference: Reference) -> str:
 def _deploy(app: App, name: str, settings: Settings, display: Display) -> int:
     began = time.monotonic()
     try:
-        with display.shown(), output.show_on(display):
+        with display.shown(), output.show_on(Starting(display)):
             deployed = runner.deploy_app(
                 app,
                 name=name,
@@ -95,10 +96,12 @@ def _deploy(app: App, name: str, settings: Settings, display: Display) -> int:
     for unproved in deployed.unproved:
         click.echo(f"kedge: there is no room for {unproved} at the moment: nobody knows whether it starts", err=True)
     environment = f" -e {deployed.environment}" if where else ""
+    remote = server_process.elsewhere() is not None
+    there = ", where the server runs," if remote else ""
     created.show(
         Text.assemble(
             ("Deployed", "green"),
-            (f" in {took:.2f} s. `kedge app logs {name}{environment}` shows what it prints.", "dim"),
+            (f" in {took:.2f} s. `kedge app logs {name}{environment}`{there} shows what it prints.", "dim"),
         )
     )
     return _follow(deployed, settings) if settings.stream_logs else OK

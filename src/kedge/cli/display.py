@@ -32,6 +32,8 @@ TAIL_AGE_S = 0.3
 TAILS_SHOWN = 3
 TAIL_LIMIT = 2000
 """Bytes of it that are looked at: more than a line of any terminal."""
+STARTING_PLAIN_S = 10.0
+"""Seconds between two lines that say what still starts, where there is no terminal."""
 FIRST_PLAIN_S = 10.0
 """Seconds until the first line of progress where there is no terminal; each further one takes twice as long."""
 STOPPING = "Stopping (Ctrl-C again to stop at once)"
@@ -73,6 +75,9 @@ class Display:
     def progress(self, pools: list[progress.Statistics]) -> None:
         """The statistics of every pool of the app."""
         self.pools = pools
+
+    def starting(self, functions: list[tuple[str, str]]) -> None:
+        """The functions of a version that is tried and has not come up, each with what it printed last."""
 
     # ------------------------------------------------------------ what the command says
 
@@ -135,6 +140,7 @@ class PlainDisplay(Display):
     def __init__(self, title: str, *, timestamps: bool = False) -> None:
         super().__init__(title, timestamps=timestamps)
         self._next_line_s = FIRST_PLAIN_S
+        self._next_starting_s = STARTING_PLAIN_S
         self._last_line = ""
         self._streams: dict[str, Piped] = {}
 
@@ -166,6 +172,11 @@ class PlainDisplay(Display):
             if line and line != self._last_line:
                 self._last_line = line
                 _say(f"kedge: {line}")
+
+    def starting(self, functions: list[tuple[str, str]]) -> None:
+        if functions and self.elapsed >= self._next_starting_s:
+            self._next_starting_s += STARTING_PLAIN_S
+            self.notice(progress.starting_line(functions, self.elapsed))
 
     def error(self, text: Text) -> None:
         _say(text.plain)
@@ -203,6 +214,7 @@ class LiveDisplay(Display):
         self._plain_stdout = PlainDisplay(title, timestamps=timestamps)
         self._interrupted = ""
         self._tails: dict[Origin, tuple[float, bytes]] = {}
+        self._starting: list[tuple[str, str]] = []
         self._over = threading.Event()
 
     @contextlib.contextmanager
@@ -250,6 +262,9 @@ class LiveDisplay(Display):
     def notice(self, text: str, level: str = "info") -> None:
         self._screen.write(self._styled(Text(f"kedge: {text}", _NOTICE_STYLES.get(level, "dim"))) + "\n")
 
+    def starting(self, functions: list[tuple[str, str]]) -> None:
+        self._starting = functions
+
     def interrupted(self, text: str) -> None:
         # The ticker draws it: here anything may be half done.
         self._interrupted = text
@@ -279,6 +294,7 @@ class LiveDisplay(Display):
         for origin, tail in tails[-TAILS_SHOWN:]:
             lines += progress.render(self._console, self._prefix(origin, time.time()).append(plain(tail), "dim"))
         lines += progress.live_lines(self._console, self.title, self.pools, self.elapsed)
+        lines += progress.starting_lines(self._console, self._starting)
         if self._interrupted:
             lines += progress.render(self._console, Text(self._interrupted, "yellow"))
         return lines

@@ -79,6 +79,16 @@ def print_styled(text: str) -> None:
 
 
 def remote_cause(error: BaseException) -> str:
-    """The traceback of what happened in a container, where that led to an error that a server reports; else empty."""
+    """The traceback of what happened in a container, where that led to an error that a server reports; empty where it
+    would only repeat what the error itself says."""
     cause = error.__cause__ if isinstance(error, RemoteError) else None
-    return traceback_text(cause) if cause is not None else ""
+    if cause is None or (is_bare(cause) and str(cause) in str(error)):
+        return ""
+    return traceback_text(cause)
+
+
+def is_bare(error: BaseException) -> bool:
+    """Whether kedge says it, and no code of the user was running: its sentence is all that there is to show."""
+    if os.environ.get(VARIABLE, "") not in ("", "0"):
+        return False
+    return isinstance(error, Error) and not describe(error)[1]

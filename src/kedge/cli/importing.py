@@ -167,7 +167,10 @@ def imported(order: Order) -> Parcel:
         error, misused = f"Error: {wrong.format_message()}", True
     except BaseException as failure:
         raised = failure
-        trace, error = failures.traceback_text(failure), f"Error: {order.ref} cannot be served as it is."
+        if failures.is_bare(failure):
+            error = f"{order.ref} cannot be served as it is: {failure}"
+        else:
+            trace, error = failures.traceback_text(failure), f"{order.ref} cannot be served as it is."
     sources, packages = sources_of(set(sys.modules) - before, order)
     return Parcel(
         app=app,

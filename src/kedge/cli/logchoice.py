@@ -26,6 +26,10 @@ from kedge.server.logreader import NAMES_SHOWN, LogReader, Selection
 STREAMS = {"stdout": 1, "stderr": 2}
 
 
+class Silent(NotFoundError):
+    """No app of this name has written anything: there may be one nevertheless."""
+
+
 class Options(Struct, frozen=True, kw_only=True):
     """The words of the command line."""
 
@@ -118,7 +122,7 @@ def _app(reader: LogReader, options: Options) -> tuple[str, str]:
         for app in reader.apps():
             by_name.setdefault(app.name, f"{app.name} (last {app.id}, {seconds(max(0.0, now - app.last))} ago)")
         guess = nearest(options.app, by_name)
-        raise NotFoundError(
+        raise Silent(
             f"no app {options.app!r} has written anything that is kept.{guess} There are: {_some([*by_name.values()])}"
         )
     by_id = any(app.id == options.app for app in found) or (not found and options.app.startswith(f"{APP}-"))

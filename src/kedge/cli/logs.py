@@ -6,6 +6,7 @@ named, that begins with the latest one and goes on with whichever writes next.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import os
@@ -16,13 +17,15 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from kedge.cli import interrupt
-from kedge.cli.logchoice import Options, filter_of, selection_of
+from kedge.cli import asking, interrupt
+from kedge.cli.logchoice import Options, Silent, filter_of, selection_of
 from kedge.cli.loglines import LINE_LIMIT, Assembler, Filter, Line, in_order, newest, sequence
 from kedge.cli.logprint import Members, Printer, say
-from kedge.exception import LogsFetchError
+from kedge.exception import Error, LogsFetchError
+from kedge.model.protocol import AppsRequested
 from kedge.sdk import server_process
 from kedge.server.logreader import Entry, LogReader, Missing, Selection, Unreadable
+from kedge.wire.transport import is_tcp
 
 LAST_LINES = 100
 """Lines that are shown where nothing says how many: a few screens."""
@@ -33,6 +36,12 @@ POLL_S = 0.2
 def show(options: Options) -> int:
     """Prints what the options select; gives the exit code."""
     filter = filter_of(options, datetime.datetime.now())
+    other = server_process.elsewhere()
+    if other is not None:
+        raise LogsFetchError(
+            f"logs are read where the server runs, and {other.named} names one at {other.address}: run `kedge logs` "
+            "there"
+        )
     path = Path(server_process.home()) / "logs" / "logs.db"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -42,14 +51,34 @@ def show(options: Options) -> int:
         else:
             once(path, options, filter)
         sys.stdout.flush()
-    except Unreadable as error:
-        raise LogsFetchError(str(error)) from None
+    except (Silent, Unreadable) as error:
+        name = _name_of(options.app) if options.app and isinstance(error, (Silent, Missing)) else ""
+        if name:
+            say(f"{name} is there, and has printed nothing yet that is kept")
+            return 0
+        if isinstance(error, Unreadable):
+            raise LogsFetchError(str(error)) from None
+        raise
     except BrokenPipeError:
         # Whoever read has seen enough. The interpreter flushes once more at its end: into nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 0 if options.follow else interrupt.EXIT_CODE
     return 0
+
+
+def _name_of(app: str) -> str:
+    """The name of an app that the server of this machine has, by its name or id; empty where it has none."""
+    try:
+        client = asking.find()
+        if client is None or is_tcp(client.address):
+            return ""
+        with contextlib.closing(client):
+            found = asking.ask(client, lambda request: AppsRequested(request))
+    except Error:
+        return ""
+    there = (one for one in found if one["state"] != "stopped")
+    return next((str(one["name"]) for one in there if app in (one["name"], one["app"])), "")
 
 
 def once(path: Path, options: Options, filter: Filter) -> None:

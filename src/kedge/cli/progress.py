@@ -76,6 +76,28 @@ def live_lines(console: Console, title: str, pools: Sequence[Statistics], elapse
     return lines
 
 
+def starting_lines(console: Console, functions: Sequence[tuple[str, str]]) -> list[str]:
+    """One line per function that still starts, with what it printed last."""
+    lines = []
+    for name, said in functions[:POOLS_SHOWN]:
+        lines += render(
+            console, Text.assemble("  ", (name, "bold"), " is starting", (f"  {said}" if said else "", "dim"))
+        )
+    if len(functions) > POOLS_SHOWN:
+        lines += render(console, Text(f"  … and {len(functions) - POOLS_SHOWN} more", "dim"))
+    return lines
+
+
+def starting_line(functions: Sequence[tuple[str, str]], elapsed: float) -> str:
+    """The same for a file.
+
+    >>> starting_line([("M", "shard 3 of 8"), ("N", "")], 20.2)
+    'still starting: M, N (20 s); M: shard 3 of 8'
+    """
+    said = "".join(f"; {name}: {last}" for name, last in functions if last)
+    return f"still starting: {', '.join(name for name, _ in functions)} ({elapsed:.0f} s){said}"
+
+
 def _cells(width: int, spinner: str, pool: Statistics) -> list[Any]:
     done = f"{number(pool['finished'])} of {plural(pool['submitted'], 'input')}"
     up = containers(pool)

@@ -5,8 +5,8 @@ imports the file (`importing`), another thread looks for changes (`watching`). W
 queue, and the main thread acts on them in turn. A newer change always wins: it ends an import that is under way, and
 the server drops a version that is still being tried.
 
-Exit codes: 0 after Ctrl-C or --timeout; 1 with --no-reload, where it cannot be served; 2 where it could not be tried as
-written.
+Exit codes: 0 after Ctrl-C or --timeout; 1 where no change of a file could make it served, or with --no-reload, where it
+cannot be; 2 where it could not be tried as written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from kedge.cli.display import STOPPING, Display, display_for
 from kedge.cli.importing import Import, Order, Parcel
 from kedge.cli.reference import Reference
 from kedge.cli.watching import State, Watched
-from kedge.exception import ConflictError, Error
+from kedge.exception import (
+    AuthError,
+    ClientClosed,
+    ConflictError,
+    ConnectionError,
+    Error,
+    PermissionDeniedError,
+    VersionError,
+)
 from kedge.model.ids import APP, deployment_id
 from kedge.model.protocol import AppStopped
 from kedge.model.spec import AppSpec
@@ -40,6 +48,8 @@ OK, FAILED, NOT_STARTED = 0, 1, 2
 AGAIN_S = 1.0
 """Seconds until another try where the server still thinks that our lost connection serves the app."""
 TRIES_AGAIN = 20
+NOT_OF_THE_FILE = (ConflictError, AuthError, PermissionDeniedError, VersionError, ConnectionError, ClientClosed)
+"""Refusals of a first version that no change of a file can cure, such as a name that another program serves."""
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -101,6 +111,8 @@ class Serving:
         self._connection: Connection | None = None
         self._serves: AppSpec | None = None
         """What is served."""
+        self._labels: dict[str, str] = {}
+        """Where it answers, as far as that was shown."""
         self._tries = 0
 
     def run(self) -> int:
@@ -197,8 +209,12 @@ class Serving:
         took = f"{time.monotonic() - self._changed_at:.2f} s"
         for unproved in deployed.unproved:
             self._display.notice(f"there is no room for {unproved} at the moment: nobody knows whether it starts")
+        before, self._labels = self._labels, dict(deployed.labels)
         if not first:
             self._display.notice(f"{app.name} is replaced, {took} after the change")
+            for name, label in deployed.labels.items():
+                if before.get(name) != label:
+                    self._display.notice(f"{name} answers at {deployed.web}/{label}/")
             return
         title = f"{deployed.name}, served until Ctrl-C"
         created.show(created.tree(title, app.functions, deployed.labels, deployed.web, deployed.web_domain))
@@ -218,6 +234,8 @@ class Serving:
         if not isinstance(error, Error):
             raise error
         self._display.error(failures.styled(f"{failures.remote_cause(error)}Error: {error}"))
+        if isinstance(error, NOT_OF_THE_FILE) and (self._serves is None or self._tries):
+            return FAILED
         return self._goes_on()
 
     # ------------------------------------------------------------ a server that goes away

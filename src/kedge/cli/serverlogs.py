@@ -10,6 +10,7 @@ from typing import IO
 
 import click
 
+from kedge.cli.server import note_elsewhere
 from kedge.sdk import server_process
 from kedge.server.logfile import OLD_FILES, old
 
@@ -19,6 +20,7 @@ _PIECE = 64 * 1024
 
 def show(lines: int, follow: bool) -> int:
     """Prints the last lines; with `follow` also those that come, until Ctrl-C."""
+    note_elsewhere()
     path = Path(server_process.home()) / "logs" / "server.log"
     if not path.exists():
         click.echo(f"Error: there is no log at {path}: no server of this machine has run yet.", err=True)

@@ -33,6 +33,8 @@ OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
 ]
 
+RESET = click.option("--reset", is_flag=True, help="Forget the options of its last start.")
+
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(OPTIONS):
@@ -60,8 +62,9 @@ def server() -> None:
 @click.option("--foreground", is_flag=True, help="Stay, and write the log to stderr as well: for supervisors.")
 @click.option("--systemd", is_flag=True, help="Print a unit for systemd instead.")
 @click.option("--install", is_flag=True, help="With --systemd: put it where systemd finds it.")
-def server_start(foreground: bool, systemd: bool, install: bool, **given: Any) -> None:
-    """Start it in the background, unless it runs.
+@RESET
+def server_start(foreground: bool, systemd: bool, install: bool, reset: bool, **given: Any) -> None:
+    """Start it in the background, unless it runs. Options of its last start hold on: those given now go before them.
 
     Options may also stand under [server] in ~/.config/kedge.toml, with _ for -, or in variables (KEDGE_PORT).
 
@@ -79,7 +82,7 @@ def server_start(foreground: bool, systemd: bool, install: bool, **given: Any) -
         finish(lambda: units.unit(words, install))
     from kedge.cli import server as commands
 
-    finish(lambda: commands.start(words, foreground))
+    finish(lambda: commands.start(words, foreground, reset))
 
 
 @server.command("stop")
@@ -92,12 +95,13 @@ def server_stop() -> None:
 
 @server.command("restart")
 @server_options
-def server_restart(**given: Any) -> None:
-    """End it and start it again. Without options it gets those that it had."""
+@RESET
+def server_restart(reset: bool, **given: Any) -> None:
+    """End it and start it again. It keeps the options that it had: those given now go before them."""
     from kedge.cli import server as commands
 
     words = words_of(given)
-    finish(lambda: commands.restart(words))
+    finish(lambda: commands.restart(words, reset))
 
 
 @server.command("status")

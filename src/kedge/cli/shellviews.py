@@ -16,7 +16,7 @@ from kedge.cli.reference import ImportFailed, Reference, runnables_of
 from kedge.exception import NotFoundError
 from kedge.model.protocol import FunctionsRequested
 from kedge.model.spec import DEFAULT_CPU, FunctionSpec
-from kedge.sdk import config, snapshot
+from kedge.sdk import alias, config, snapshot
 
 
 def open_shell(ref: str | None, command: str | None, is_module: bool, environment: str | None) -> int:
@@ -37,10 +37,9 @@ def open_shell(ref: str | None, command: str | None, is_module: bool, environmen
 
 def _meant(ref: str | None, is_module: bool, environment: str | None) -> tuple[Facts, Facts | None]:
     """What the function or container that is meant was or would be started with, and the container."""
-    if ref is None:
-        return here(None), None
-    if is_module or _is_file(ref):
-        return here(_declared(Reference(ref, is_module))), None
+    if ref is None or is_module or _is_file(ref):
+        alias.install()  # as `kedge run` and `kedge deploy` do
+        return here(_declared(Reference(ref, is_module, "kedge shell")) if ref is not None else None), None
     return _running(ref, environment)
 
 

@@ -20,6 +20,8 @@ NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes as shells give them."""
 _LIBRARY = re.compile(r"(.*/)?(site-packages|dist-packages|lib-dynload|python\d[\d.]*(\.zip)?)")
 """Entries of a path that an interpreter has by itself."""
+_ALIASED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "aliased")
+"""On the path of a program, lets `import modal` mean kedge there as it does in containers."""
 _OF_TERMINAL = ("TERM", "COLORTERM", "LINES", "COLUMNS", "SSH_TTY", "TERM_PROGRAM")
 
 
@@ -47,6 +49,8 @@ def variables_of(launch: Facts, container: Facts | None, own: Mapping[str, str])
             found["MODAL_TASK_ID"] = container["container"]
     found["PATH"] = os.pathsep.join([os.path.dirname(launch["python"]), found.get("PATH") or os.defpath])
     modules = [entry for entry in (launch["code"], *launch["sys_path"]) if entry and not _LIBRARY.fullmatch(entry)]
+    if launch["alias_modal"]:
+        modules.append(_ALIASED)
     before = [entry for entry in found.get("PYTHONPATH", "").split(os.pathsep) if entry]
     if modules or before:
         found["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*modules, *before]))

@@ -27,6 +27,7 @@ from kedge.model.web import (
     Request,
     Sent,
 )
+from kedge.sdk.tracebacks import has_user_frame
 
 if TYPE_CHECKING:
     from kedge.container.outbox import Outbox
@@ -46,7 +47,7 @@ class ClientGone(OSError):
 class Exchange:
     __slots__ = (
         "_bells", "_incoming", "_outbox", "_outgoing", "_taken", "_under_way", "begun", "call", "complete", "gone",
-        "request",
+        "request", "status",
     )  # fmt: skip
 
     def __init__(self, outbox: Outbox, call: str) -> None:
@@ -55,6 +56,8 @@ class Exchange:
         """Once it has been read."""
         self.begun = False
         """Whether something of the answer has left the code."""
+        self.status = 0
+        """Of the answer that has begun."""
         self.complete = False
         """Whether the client has its whole answer: what the code does from now on is its own business."""
         self.gone: Disconnected | None = None
@@ -110,14 +113,19 @@ class Exchange:
     def epitaph(self, name: str, result: Result) -> str:
         """What the log says where the code of `name` has failed or taken too long."""
         title = "a request" if self.request is None else f"{self.request.method} {self.request.path}"
-        if self.complete:
-            what = "failed after it had answered"
-            effect = ""
+        if self.complete and self.status == 500:
+            what, effect = "raised while answering", "; its client got 500"
+        elif self.complete:
+            what, effect = "failed after it had answered", ""
         elif self.begun:
             what, effect = "failed in the middle of its answer to", "; its client is cut off"
         else:
             what, effect = "failed at", f"; its client gets {504 if result.status == TIMEOUT else 500}"
-        detail = result.error.traceback if result.error is not None else ""
+        detail = ""
+        if (error := result.error) is not None:
+            # While a thread runs the user's handler, the stack of the request is the framework's alone.
+            framework = result.status == TIMEOUT and not has_user_frame(frame[0] for frame in error.frames)
+            detail = f"{error.type}: {error.message}" if framework else error.traceback
         return f"{name} {what} {title}{effect}\n{detail.rstrip()}"
 
     # ------------------------------------------------------------ by the code
@@ -175,7 +183,9 @@ class Exchange:
         outbox = self._outbox
         with outbox.lock:
             if self.gone is None:
-                self.begun = True
+                if not self.begun:
+                    self.begun = True
+                    self.status = getattr(events[0], "status", 0) if events else 0
                 self._under_way += size
                 self._outgoing += events
                 outbox.mark(self, size)

@@ -12,6 +12,7 @@ from typing import Any
 from kedge.container.asgi import App, Message
 from kedge.container.output import say
 from kedge.exception import ExecutionError
+from kedge.sdk.tracebacks import describe, has_user_frame
 
 LAST_WORDS_S = 1.0
 """How long an app that has failed to start may take to raise what it failed by."""
@@ -114,4 +115,8 @@ class Lifespan:
 
 
 def _traceback(error: BaseException) -> str:
-    return "".join(traceback.format_exception(error)).rstrip()
+    """The user's frames; the last line alone where there are none."""
+    text, frames = describe(error)
+    if not has_user_frame(frame[0] for frame in frames):
+        text = "".join(traceback.format_exception_only(error))
+    return text.rstrip()

@@ -6,8 +6,11 @@ finds the port taken waits for it, and would rather not come up than pass reques
 
 from __future__ import annotations
 
+import gc
 import os
+import shlex
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +24,10 @@ FIRST_LOOK_S = 0.005
 LONGEST_LOOK_S = 0.1
 CONNECT_S = 1.0
 """A server of this machine that takes longer to accept a connection is as good as none."""
+TAKEN_HINT_S = 2.0
+"""How long a port may be taken until somebody is told."""
+LONGEST_COMMAND = 200
+"""Characters of a command that a message shows."""
 HINT_S = 3.0
 """How long a function may go on while its server answers already, until somebody is told to return."""
 
@@ -42,13 +49,13 @@ class Upstream:
             launch()
         finally:
             returned.set()
-        threads = threading.active_count()
+        threads, returned_at = threading.active_count(), time.monotonic()
         for _ in _looks(timeout):
             if self.accepts():
                 return
             if _is_hopeless(threads):
                 break
-        raise ExecutionError(self._why_not(timeout))
+        raise ExecutionError(self._why_not(timeout, time.monotonic() - returned_at))
 
     def accepts(self) -> bool:
         """Whether something listens there."""
@@ -64,18 +71,29 @@ class Upstream:
     def obituary(self) -> str:
         """What is known of why it does not answer any more."""
         dead = _dead_child()
-        return f"; {dead}" if dead else ""
+        return f"; {dead[0]} {dead[1]}" if dead[0] else ""
 
     def _take_port(self, timeout: float) -> None:
-        problem = ""
+        problem, asked_at, told = "", time.monotonic(), False
         for _ in _looks(timeout):
             problem = self._claim_port()
             if not problem:
                 return
+            if not told and time.monotonic() - asked_at >= TAKEN_HINT_S:
+                told = True
+                say(f"{self._shown} cannot start its server yet, and waits: {problem}. {self._advice()}")
         raise ExecutionError(
-            f"{problem} when {self._shown} was to start its server there, and still after {timeout:g} s. Containers "
-            f"share the ports of their machine: use another port, or write max_containers=1 to have one container"
+            f"{problem} when {self._shown} was to start its server there, and still after {timeout:g} s. "
+            f"{self._advice()}"
         )
+
+    def _advice(self) -> str:
+        if self._claim is None and sys.platform == "linux":
+            return (
+                "Containers share the ports of their machine: use another port, or write max_containers=1 to have one "
+                "container"
+            )
+        return f"`ss -ltnp 'sport = :{self.port}'` names the program that holds it: end that, or use another port"
 
     def _claim_port(self) -> str:
         """Makes the port ours; else why not."""
@@ -101,11 +119,16 @@ class Upstream:
                     )
                 return
 
-    def _why_not(self, timeout: float) -> str:
+    def _why_not(self, timeout: float, took: float) -> str:
         dead = _dead_child()
         children = _children()
-        if dead:
-            why = f"{dead}; what it printed is in the log"
+        if dead[0] and not children:
+            return (
+                f"{dead[0]} {dead[1]} before it listened on port {self.port}, {took:.3g} s after {self._shown} had "
+                "returned; what it printed is in the log"
+            )
+        if dead[0]:
+            why = f"{dead[0]} {dead[1]}, and {', '.join(children)} runs; what they printed is in the log"
         elif children:
             why = (
                 f"{', '.join(children)} runs. Does it listen on another port, or need more time? Then write "
@@ -146,19 +169,38 @@ def _listening(port: int) -> list[str]:
 
 def _is_hopeless(threads: int) -> bool:
     """Whether all that was started has ended, and badly."""
-    return bool(_dead_child(badly=True)) and not _children() and threading.active_count() <= threads
+    return bool(_dead_process(badly=True)) and not _children() and threading.active_count() <= threads
 
 
-def _dead_child(badly: bool = False) -> str:
-    """`the process python (7) has exited with code 1`, where a child has ended that nobody has asked for yet."""
+def _dead_child() -> tuple[str, str]:
+    """`the process python -m shop (7)` and `exited with code 1`, where a child has ended that nobody has asked for
+    yet; else nothing."""
+    status = _dead_process()
+    if status is None:
+        return "", ""
+    how = "exited with code" if status.si_code == os.CLD_EXITED else "was ended by signal"
+    command = _command(status.si_pid)
+    name = f"{command} ({status.si_pid})" if command else _name(status.si_pid)
+    return f"the process {name}", f"{how} {status.si_status}"
+
+
+def _dead_process(badly: bool = False) -> os.waitid_result | None:
     try:
         status = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except (ChildProcessError, AttributeError):
+        return None
+    return None if status is None or (badly and status.si_status == 0) else status
+
+
+def _command(process: int) -> str:
+    """What a process that has ended was started as: of that, only who started it still knows."""
+    known = [one for one in gc.get_objects() if issubclass(type(one), subprocess.Popen) and one.pid == process]
+    if not known:
         return ""
-    if status is None or (badly and status.si_status == 0):
-        return ""
-    how = "exited with code" if status.si_code == os.CLD_EXITED else "been ended by signal"
-    return f"the process {_name(status.si_pid)} has {how} {status.si_status}"
+    given = known[0].args
+    words = [given] if isinstance(given, (str, bytes, os.PathLike)) else list(given)
+    text = os.fsdecode(words[0]) if len(words) == 1 else shlex.join(os.fsdecode(word) for word in words)
+    return text if len(text) <= LONGEST_COMMAND else f"{text[:LONGEST_COMMAND]}…"
 
 
 def _children() -> list[str]:

@@ -197,7 +197,7 @@ class Calls:
             self._outbox.release(input.payload.blob)
         if call.durable:
             call.done[input.index] = result.status
-            self._outbox.record(call.id, input.index, result)
+            self._outbox.record(call.id, input.index, result, call.pool.id, call.method)
             for session in dict.fromkeys(waiter.session for waiter in call.waiters if waiter.wants(input.index)):
                 self._outbox.deliver(session, call.id, input.index, result)
             self._leave_to_store(call)

@@ -132,6 +132,24 @@ def how_it_ended(message: ContainerLost) -> str:
     return "lost" if message.exit_code is None else f"left with exit code {message.exit_code}"
 
 
+def start_error(message: ContainerLost) -> ErrorInfo:
+    text = f"the container died while it was starting: it was {how_it_ended(message)}; its log may say why"
+    return ErrorInfo("InternalFailure", text)
+
+
+def obituary(message: ContainerLost, inputs: int, starting: bool) -> str:
+    """What the log says of a container that took `inputs` open inputs along; nothing where it was to go, as far as one
+    can see."""
+    cause = how_it_ended(message).removeprefix("left with ")
+    if starting:
+        return f"the container died while it was starting: {cause}"
+    if inputs:
+        return f"the container died: {cause} ({inputs} input{'s were' if inputs > 1 else ' was'} in it)"
+    # One that ran nothing may have been told to leave: then code 1 and these signals are no surprise.
+    surprising = message.out_of_memory or (message.exit_code or 0) > 1 or message.signal not in (None, 9, 15)
+    return f"the container died: {cause} (no input was in it)" if surprising else ""
+
+
 def crash_error(message: ContainerLost, times: int) -> ErrorInfo:
     return ErrorInfo(
         "ExecutionError",

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from kedge.core.autoscaler import Decision, Observation, decide
-from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container, crash_error, how_it_ended
+from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container, crash_error, start_error
 from kedge.core.outbox import ENGINE
 from kedge.core.scheduler import Placement, Unplaceable
 from kedge.model.payload import INIT_FAILURE, ErrorInfo, Result
@@ -196,6 +196,7 @@ class Fleet:
 
     def _no_room(self, place: Unplaceable) -> None:
         if place.lasting:
+            self._plane.rooms.refuse(self.pool, place.reason)
             if not self._plane.deployments.failed(self.pool, ErrorInfo("ExecutionError", place.reason)):
                 self.pool.fail_queued(Result(INIT_FAILURE, error=ErrorInfo("ExecutionError", place.reason)))
             return
@@ -380,14 +381,14 @@ class Fleet:
         if container.state == GONE:
             return
         starting = container.state == STARTING
+        blameless = machine_too or message.blameless or container.doomed
         self._leave(container, GONE)
-        self.pool.suspects.lost(container, message, machine_too or message.blameless or container.doomed)
+        self.pool.suspects.lost(container, message, blameless, starting)
         del self.containers[container.id]
         del self._plane.containers[container.id]
         self._plane.scheduler.release(container.placement)
-        if starting and not (machine_too or message.blameless or container.doomed):
-            text = f"the container died while it was starting: it was {how_it_ended(message)}; its log may say why"
-            tried = self._plane.deployments.failed(self.pool, ErrorInfo("InternalFailure", text))
+        if starting and not blameless:
+            tried = self._plane.deployments.failed(self.pool, start_error(message))
             self._count_failure()
             if not (tried or self.ready) and self._failures >= max(MAX_CRASHES, self.starting + 1):
                 self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, self._failures)))

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from kedge.model.payload import Result
-from kedge.model.protocol import Dispatch, InputsDispatched, Output, OutputsDelivered, OutputsRecorded, PayloadReleased
+from kedge.model.protocol import (
+    Dispatch,
+    InputsDispatched,
+    Output,
+    OutputsDelivered,
+    OutputsRecorded,
+    PayloadReleased,
+    Remarked,
+)
 
 ENGINE = "engine"
 STORE = "store"
@@ -19,8 +27,9 @@ class Outbox:
         self._commands: list[Command] = []
         self._dispatches: dict[str, list[Dispatch]] = {}
         self._outputs: dict[tuple[str, str], list[Output]] = {}
-        self._records: dict[str, list[Output]] = {}
+        self._records: dict[str, OutputsRecorded] = {}
         self._released: list[str] = []
+        self._remarks: list[Command] = []
 
     def send(self, address: str, message: Any) -> None:
         self._commands.append((address, message))
@@ -40,8 +49,15 @@ class Outbox:
         else:
             batch.append(Output(index, result))
 
-    def record(self, call: str, index: int, result: Result) -> None:
-        self._records.setdefault(call, []).append(Output(index, result))
+    def record(self, call: str, index: int, result: Result, pool: str = "", method: str = "") -> None:
+        record = self._records.get(call)
+        if record is None:
+            record = self._records[call] = OutputsRecorded(call, [], pool, method)
+        record.outputs.append(Output(index, result))
+
+    def remark(self, pool: str, text: str, container: str = "") -> None:
+        """Something for the log of an app."""
+        self._remarks.append((STORE, Remarked(pool, text, container)))
 
     def release(self, blob: str) -> None:
         """A payload file that nobody reads again."""
@@ -52,8 +68,11 @@ class Outbox:
         them."""
         commands, self._commands = self._commands, []
         if self._records:
-            commands[:0] = [(STORE, OutputsRecorded(call, outputs)) for call, outputs in self._records.items()]
+            commands[:0] = [(STORE, record) for record in self._records.values()]
             self._records = {}
+        if self._remarks:  # what happened to a container comes before what that did to its inputs
+            commands[:0] = self._remarks
+            self._remarks = []
         if self._released:
             commands.append((STORE, PayloadReleased(self._released)))
             self._released = []

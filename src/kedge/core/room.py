@@ -8,6 +8,7 @@ for it.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from kedge.model.protocol import Notice
 
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
     from kedge.core.pool import Pool
 
 REASON = "its room is needed by another function"
+LASTING_S = 2.0
+"""A pool that has had no container for so long since there is no room is worth a line in the log."""
 
 
 class Rooms:
     def __init__(self, plane: Plane) -> None:
         self.leaving: dict[Container, None] = {}
         """Containers that drain: their room is as good as free."""
-        self._waiting: dict[Pool, None] = {}
-        """The longest first."""
+        self._waiting: dict[Pool, float] = {}
+        """Since when; the longest first."""
+        self._refused: WeakKeyDictionary[Pool, str] = WeakKeyDictionary()
+        """What was said of pools that can have no room."""
         self._freed = False
         self._sought = False
         self._plane = plane
@@ -37,11 +42,23 @@ class Rooms:
         """The pool needs a container and no machine has room for it. Its program is told once."""
         self._sought = True
         if pool not in self._waiting:
-            self._waiting[pool] = None
+            since = self._waiting[pool] = self._plane.agenda.now
+            self._plane.agenda.at(since + LASTING_S, lambda at: self._mention(pool, since))
             app = self._plane.apps[pool.app]
             if app.session:
                 text = f"{pool.spec.name} waits for room: {pool.fleet.waiting_for_room}"
                 self._plane.outbox.send(app.session, Notice(pool.app, text, "room"))
+
+    def refuse(self, pool: Pool, reason: str) -> None:
+        """No machine will ever have room for it. The log says so once."""
+        if self._refused.get(pool) != reason:
+            self._refused[pool] = reason
+            self._plane.outbox.remark(pool.id, f"{pool.spec.name} cannot run here: {reason}")
+
+    def _mention(self, pool: Pool, since: float) -> None:
+        if self._waiting.get(pool) == since and not pool.fleet.containers:
+            text = f"{pool.spec.name} has no container and waits for room: {pool.fleet.waiting_for_room}"
+            self._plane.outbox.remark(pool.id, text)
 
     def wait_no_more(self, pool: Pool) -> None:
         self._waiting.pop(pool, None)

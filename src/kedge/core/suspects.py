@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kedge.core.calls import NEVER, Input
-from kedge.core.containers import Container, how_it_ended
+from kedge.core.containers import Container, how_it_ended, obituary
 from kedge.model.ids import input_id
 from kedge.model.payload import INTERNAL_FAILURE, ErrorInfo, Result
 from kedge.model.protocol import ContainerLost, Notice
@@ -111,15 +111,18 @@ class Suspects:
                 return container
         return None
 
-    def lost(self, container: Container, message: ContainerLost, blameless: bool) -> None:
+    def lost(self, container: Container, message: ContainerLost, blameless: bool, starting: bool = False) -> None:
         """The container is gone. What was in it runs again on the infrastructure budget: alone, unless the container
         went for a reason of its own. Credited inputs too: the last of them may have been what brought it down."""
         pool, now = self._pool, self._plane.agenda.now
         inmate = container.suspect
         pool.left(container)
         leases = list(container.leases.values())
-        if leases and not blameless:
-            self._say(len(leases), message)
+        if not blameless:
+            if text := obituary(message, sum(not input.closed for input in leases), starting):
+                self._plane.outbox.remark(pool.id, text, container.id)
+            if leases:
+                self._say(len(leases), message)
         culprit = leases[0] if len(leases) == 1 else inmate
         for input in reversed(leases):
             ran_s = 0.0 if input.credited else now - input.granted_at

@@ -616,6 +616,17 @@ class OutputsRecorded(Message, frozen=True):
 
     call: str
     outputs: list[Output]
+    pool: str = ""
+    method: str = ""
+
+
+class Remarked(Message, frozen=True):
+    """To the store: what the log of an app should say about a pool or a container, since nobody may be there to hear
+    it."""
+
+    pool: str
+    text: str
+    container: str = ""
 
 
 class PayloadReleased(Message, frozen=True):

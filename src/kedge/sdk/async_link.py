@@ -138,7 +138,7 @@ class AsyncLink:
         try:
             connection.send(hello(self._client.token))
             async with asyncio.timeout(HANDSHAKE_S):
-                welcome = welcomed(await self._first, self._client.address)
+                welcome = welcomed(await self._first, self._client)
         except TimeoutError:
             connection.close("no answer")
             raise ConnectionLost(f"no answer within {HANDSHAKE_S:g} s") from None

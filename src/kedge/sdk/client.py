@@ -48,6 +48,7 @@ class Client:
         token: What a server behind TCP asks for.
         tls_ca: A file of certificates that the server's is checked against. With `tcps://`, the default is what this
             machine trusts.
+        token_of: Where the token comes from, for the error where it is refused.
 
     Example:
         client = Client.connect("/run/kedge/plane.sock")
@@ -55,10 +56,11 @@ class Client:
         client.close()
     """
 
-    def __init__(self, address: str, token: str = "", tls_ca: str = "") -> None:
+    def __init__(self, address: str, token: str = "", tls_ca: str = "", token_of: str = "") -> None:
         self.address = address
         self.token = token
         self.tls_ca = tls_ca
+        self.token_of = token_of
         self.apps: dict[str, AppCreated] = {}
         """Apps that live as long as this process: announced again after a reconnect."""
         self.lost: Callable[[], str] = lambda: ""
@@ -68,9 +70,9 @@ class Client:
         self._links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncLink] = weakref.WeakKeyDictionary()
 
     @classmethod
-    def connect(cls, address: str, token: str = "", tls_ca: str = "") -> Client:
+    def connect(cls, address: str, token: str = "", tls_ca: str = "", token_of: str = "") -> Client:
         """A client whose blocking connection is up; ConnectionError or AuthError where that fails."""
-        client = cls(address, token, tls_ca)
+        client = cls(address, token, tls_ca, token_of)
         client.link()
         return client
 
@@ -193,7 +195,7 @@ def _make_default() -> Client:
             "no app is running in this process, and no kedge server on this machine; wrap the calls in "
             "`with app.run():`, start the program with `kedge run`, or start a server with `kedge server start`"
         )
-    return Client(found.address, found.token, found.tls_ca)
+    return Client(found.address, found.token, found.tls_ca, found.token_of)
 
 
 def _forked() -> None:

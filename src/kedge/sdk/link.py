@@ -59,11 +59,13 @@ def hello(token: str) -> Hello:
     return Hello(CLIENT, "", token, python=PYTHON, process=os.getpid())
 
 
-def welcomed(message: Any, address: str) -> Welcome:
+def welcomed(message: Any, client: Client) -> Welcome:
     if isinstance(message, Welcome):
         return message
     reason = message.reason if isinstance(message, Refused) else f"it answered with {type(message).__name__}"
-    raise exception.AuthError(f"the kedge server at {address} refuses this connection: {reason}")
+    if client.token_of and "token" in reason:
+        reason += f"; the token is {client.token_of}"
+    raise exception.AuthError(f"the kedge server at {client.address} refuses this connection: {reason}")
 
 
 def greet(client: Client) -> Welcome:
@@ -77,7 +79,7 @@ def greet(client: Client) -> Welcome:
             connection.close()
     except (OSError, ConnectionLost) as error:
         raise exception.ConnectionError(f"no kedge server answers at {client.address}: {error}") from error
-    return welcomed(messages[0] if messages else None, client.address)
+    return welcomed(messages[0] if messages else None, client)
 
 
 def no_answer(client: Client, error: Exception) -> exception.ConnectionError:
@@ -193,7 +195,7 @@ class Link:
         self._closed = True
         self.send([SessionClosed("the program has ended")])
         self._connection.close()
-        self.registry.fail(lambda: exception.ClientClosed("the connection to the kedge server was closed"))
+        self.registry.fail(_closed_here)
 
     # ------------------------------------------------------------ who reads the socket
 
@@ -262,7 +264,7 @@ class Link:
             messages = connection.receive(HANDSHAKE_S)
             if not messages:
                 raise ConnectionLost(f"no answer within {HANDSHAKE_S:g} s")
-            welcome = welcomed(messages[0], client.address)
+            welcome = welcomed(messages[0], client)
         except BaseException:
             connection.close()
             raise
@@ -279,7 +281,10 @@ class Link:
         give_up = self._lost_at + RECONNECT_S
         delay = FIRST_RETRY_S
         while True:
-            hopeless = "the connection was closed" if self._closed else self._client.lost()
+            if self._closed:  # by another thread, and the server was quicker than that one
+                self.registry.fail(_closed_here)
+                return
+            hopeless = self._client.lost()
             if hopeless or time.monotonic() > give_up:
                 self._lost_at = None
                 waited = hopeless or f"it could not be reached again for {RECONNECT_S:g} s"
@@ -318,3 +323,7 @@ def _ring(bell: Any) -> None:
         bell.release()
     except RuntimeError:
         pass  # it has been rung already
+
+
+def _closed_here() -> exception.ClientClosed:
+    return exception.ClientClosed("the connection to the kedge server was closed")

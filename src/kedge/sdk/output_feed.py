@@ -29,11 +29,17 @@ CLOSE_S = 10.0
 class OutputFeed:
     """Shows the output of one app from the moment this returns until `close`.
 
+    Args:
+        client: Says where the server is.
+        app: Whose output; for that of a deployment the id that all its versions have.
+        sink: Where it goes.
+        counted: The app whose numbers are shown, where it is another one, such as a version.
+
     Raises ConnectionError where the server does not answer.
     """
 
-    def __init__(self, client: Client, app: str, sink: OutputSink) -> None:
-        self._app = app
+    def __init__(self, client: Client, app: str, sink: OutputSink, counted: str = "") -> None:
+        self._app = counted or app
         self._sink = sink
         try:
             self._connection = BlockingConnection.connect(client.address, ToClient, HANDSHAKE_S, client.tls_ca)
@@ -44,8 +50,8 @@ class OutputFeed:
             messages = self._connection.receive(HANDSHAKE_S)
             if not messages:
                 raise exception.ConnectionError(f"the kedge server at {client.address} does not answer")
-            welcomed(messages[0], client.address)
-            self._connection.send([OutputSubscribed(app), StatisticsRequested(_SUBSCRIBED, app=app)])
+            welcomed(messages[0], client)
+            self._connection.send([OutputSubscribed(app), StatisticsRequested(_SUBSCRIBED, app=self._app)])
             while not any(isinstance(message, Reply) for message in messages):
                 messages += self._connection.receive(HANDSHAKE_S)
         except ConnectionLost as error:

@@ -26,7 +26,7 @@ from kedge.exception import (
     NotFoundError,
     RemoteError,
 )
-from kedge.model.ids import APP
+from kedge.model.ids import APP, deployment_id
 from kedge.model.payload import INIT_FAILURE, ErrorInfo
 from kedge.model.protocol import ROLLING, STRATEGIES, AppCreated, AppDeployed, AppStopped, FunctionRequested
 from kedge.model.spec import AppSpec, FunctionSpec
@@ -182,11 +182,18 @@ def deploy_app(
         validation.name("deploy: tag", tag)
     parcel = pack(app, chosen, config.environment(environment_name))
     session = Session.join(machine=True)
+    feed = None
     try:
         spec = structs.replace(session.address(parcel, ephemeral=False), tag=tag)
         say_that_images_are_not_built(spec.functions)
+        sink = output.current()
+        if sink is not None and sink.progress_interval:  # who shows progress sees how the version comes up
+            deployment = deployment_id(spec.environment_name, spec.name)
+            feed = OutputFeed(session.client, deployment, sink, counted=spec.app)
         deployed = session.deploy(spec, strategy)
     finally:
+        if feed is not None:
+            feed.close()
         session.leave()
     app.deployed(deployed.app, deployed.version)
     return deployed
@@ -378,7 +385,7 @@ def _connected() -> Client | None:
     if found is None:
         return None
     try:
-        return Client.connect(found.address, found.token, found.tls_ca)
+        return Client.connect(found.address, found.token, found.tls_ca, found.token_of)
     except (ConnectionError, ClientClosed) as error:
         if found.named:
             raise ConnectionError(f"{error} ({found.named} names it)") from error

@@ -16,8 +16,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from kedge.exception import ConnectionError, Error
-from kedge.sdk import config
+from kedge.exception import ConnectionError, Error, InvalidError
+from kedge.sdk import config, server_options
 
 START_S = 60.0
 """Seconds until a server must have said that it listens; it takes well under one."""
@@ -35,6 +35,10 @@ class ServerAddress(Struct, frozen=True):
     named: str = ""
     """What names it (`KEDGE_SERVER`, a profile): where it does not answer, no other takes its place. Empty for the
     machine's own."""
+    token_of: str = ""
+    """Where the token comes from, for whoever is refused."""
+    tcp: str = ""
+    """Where the machine's own listens for others."""
 
 
 def home() -> str:
@@ -66,7 +70,7 @@ def find(directory: str | None = None) -> ServerAddress | None:
             facts = json.load(file)
         # A server that was killed leaves its file behind.
         os.kill(facts["process"], 0)
-        return ServerAddress(facts["address"], facts.get("token", ""))
+        return ServerAddress(facts["address"], facts.get("token", ""), tcp=facts.get("tcp", ""))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -75,13 +79,44 @@ def _named() -> ServerAddress | None:
     """The server that a variable or the profile in use names."""
     variable = os.environ.get("KEDGE_SERVER")
     if variable:
+        _check(variable, "KEDGE_SERVER")
         token, ca = os.environ.get("KEDGE_TOKEN", ""), os.environ.get("KEDGE_TLS_CA", "")
         return ServerAddress(variable, token, ca, "KEDGE_SERVER")
     profile = config.profile()
     if profile is None or not profile.server:
         return None
-    token = os.environ.get("KEDGE_TOKEN") or profile.token
-    return ServerAddress(profile.server, token, profile.tls_ca, f"the profile {profile.name!r}")
+    _check(profile.server, f"the server of the profile {profile.name!r} in {config.path()}")
+    named = f"the profile {profile.name!r}"
+    variable = os.environ.get("KEDGE_TOKEN")
+    if variable:
+        token_of = f"KEDGE_TOKEN, which goes before that of {named}"
+    else:
+        token_of = f"that of {named}" if profile.token else f"missing: {named} has none"
+    return ServerAddress(profile.server, variable or profile.token, profile.tls_ca, named, token_of)
+
+
+def _check(address: str, what: str) -> None:
+    """InvalidError where it is no address: a name or a port alone would be taken for the path of a socket."""
+    from kedge.wire.transport import is_tcp, split_tcp  # not for the time of `import kedge`
+
+    try:
+        good = bool(split_tcp(address)[1]) if is_tcp(address) else "/" in address and "://" not in address
+    except ValueError:
+        good = False
+    if not good:
+        raise InvalidError(
+            f"{what} is {address!r}; write tcp://HOST:PORT, tcps://HOST:PORT (under TLS), or the path of a socket"
+        )
+
+
+def elsewhere() -> ServerAddress | None:
+    """The server that a variable or the profile in use names, where it is reached over TCP and not this machine's own:
+    its files are not here."""
+    found = _named()
+    if found is None or not found.address.startswith(("tcp://", "tcps://")):
+        return None
+    own = find(home())
+    return None if own is not None and own.tcp == found.address else found
 
 
 class ServerProcess:
@@ -90,7 +125,7 @@ class ServerProcess:
     Args:
         private: End with this process, and keep state of its own; otherwise it is the machine's server and stays.
         directory: State directory.
-        options: More words for its command line.
+        options: More words for the command line of the machine's server. None: those that it was started with last.
 
     Raises ConnectionError with the server's own words where it does not come up.
 
@@ -99,7 +134,7 @@ class ServerProcess:
         client = Client.connect(server.address.address)
     """
 
-    def __init__(self, *, private: bool, directory: str | None = None, options: Sequence[str] = ()) -> None:
+    def __init__(self, *, private: bool, directory: str | None = None, options: Sequence[str] | None = None) -> None:
         directory = directory or home()
         self._owner: int | None = None
         self._private = private
@@ -108,12 +143,13 @@ class ServerProcess:
         ready, ready_there = os.pipe()
         there = [ready_there]
         command = [sys.executable, "-P", "-m", "kedge.server.main", "--home", directory, "--ready-fd", str(ready_there)]
+        remembered = server_options.load(directory) if options is None and not private else []
         if private:
             owned, self._owner = os.pipe()
             there.append(owned)
             command += ["--private", "--owner-fd", str(owned)]
         else:
-            command += ["--log-file", self._log, *options]
+            command += ["--log-file", self._log, *(remembered if options is None else options)]
         try:
             with open(self._log, "ab") as log:
                 # A session of its own: Ctrl-C in the terminal is for this program, which then ends the server in order.
@@ -132,6 +168,14 @@ class ServerProcess:
                 os.close(descriptor)
         try:
             facts = self._await_ready(ready)
+        except ConnectionError as error:
+            self.close()
+            if not remembered:
+                raise
+            raise ConnectionError(
+                f"{error}\nIt was started as the last time, with {' '.join(remembered)}; "
+                "`kedge server start --reset` begins without these options"
+            ) from error
         except BaseException:
             self.close()
             raise

@@ -68,6 +68,11 @@ def user_frames(stack: Iterable[traceback.FrameSummary]) -> list[traceback.Frame
     return frames[own:] if own and _is_installed(frames[0].filename) else frames
 
 
+def has_user_frame(files: Iterable[str]) -> bool:
+    """Whether any of these files may be the user's: none of them says more than the error itself where none is."""
+    return any(not _is_library(file) for file in files)
+
+
 def _is_installed(filename: str) -> bool:
     return f"{os.sep}site-packages{os.sep}" in filename or f"{os.sep}dist-packages{os.sep}" in filename
 

@@ -80,10 +80,12 @@ class Chunk:
         self.data += data
 
 
-def notice(place: Place, text: str, at: float) -> Chunk:
-    """A line of kedge's own in the log of a container."""
-    chunk = Chunk(place, NOBODY, STDERR, OWN_WRITER, at)
-    chunk.add(f"[kedge: {text}]\n".encode(), at)
+def notice(place: Place, text: str, at: float, origin: Origin = NOBODY, detail: str = "") -> Chunk:
+    """A line of kedge's own in the log of a container, or of an input; `detail` are lines that follow it as they
+    are."""
+    chunk = Chunk(place, origin, STDERR, OWN_WRITER, at)
+    written = f"[kedge: {text}]\n" + (detail.rstrip("\n") + "\n" if detail else "")
+    chunk.add(written.encode(errors="backslashreplace"), at)
     return chunk
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -18,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+log = logging.getLogger("kedge.server")
 
 SOCKET_PATH_LIMIT = 100
 """Bytes that a path of a Unix socket may have on every system we know (Linux 108, macOS 104)."""
@@ -82,6 +85,18 @@ class StateDirectory:
                     file.truncate()
             except OSError:
                 raise OSError(error.errno, f"{path} cannot be written: {error.strerror}") from None
+
+    def remember(self, options: list[str]) -> None:
+        """The options of a server that is up: whoever starts the next one without any starts it with these."""
+        path = self.path / "options.json"
+        draft = path.with_suffix(".draft")
+        try:
+            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                json.dump(options, file)
+            draft.rename(path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            log.warning("%s cannot be written, so the next start forgets the options of this one: %s", path, error)
 
     def token(self) -> str:
         """What clients over TCP must show: made once for the life of the directory."""

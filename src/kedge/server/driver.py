@@ -30,6 +30,7 @@ from kedge.server.journal import Journal
 from kedge.server.launches import Launches
 from kedge.server.link import Link
 from kedge.server.logs import OutputLog
+from kedge.server.remarks import Remarks
 from kedge.server.store import Store
 
 log = logging.getLogger("kedge.server")
@@ -75,10 +76,12 @@ class Driver:
         self._unshown: dict[str, int] = {}
         """Bytes of output that a session has missed since it stopped reading."""
         self.journal = Journal(plane, store, self._handle, self.send, self.links)
+        self._remarks = Remarks(plane, launches, output)
         self._store_commands: dict[type, Callable[[Any], None]] = {
             p.OutputsWanted: self.archive.deliver,
             p.CallWanted: self.archive.describe,
             p.PayloadReleased: store.release,
+            p.Remarked: self._remarks.remark,
             p.DeploymentChanged: self.journal.deployment_changed,
         }
         self._afterwards: dict[type, Callable[[Any, str], None]] = {
@@ -139,6 +142,7 @@ class Driver:
             self.flush_all()
 
         self._store.record(message, deliver)
+        self._remarks.recorded(message)
 
     def _failed(self, message: Any, sender: str, error: Exception) -> None:
         """The plane has failed on one message. Its contents may be private, so only its name is logged."""

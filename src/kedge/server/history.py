@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from kedge.model.payload import SUCCESS
+from kedge.model.payload import SUCCESS, TERMINATED
 from kedge.server.inventory import STOPPED, Facts
 from kedge.server.register import Deployed, Register
 from kedge.server.writer import BUSY_MS, StoreError
@@ -116,14 +116,18 @@ def calls_over(path: Path, pools: Sequence[str], open: Collection[str], limit: i
 
 def _call(database: sqlite3.Connection, row: tuple[Any, ...]) -> dict[str, Any]:
     call, pool, function, method, parent, total, changed = row
-    query = "SELECT count(*), coalesce(sum(status != ?), 0) FROM results WHERE call = ?"
-    done, failed = database.execute(query, (SUCCESS, call)).fetchone()
+    query = (
+        "SELECT count(*), coalesce(sum(status NOT IN (?, ?)), 0), coalesce(sum(status = ?), 0) "
+        "FROM results WHERE call = ?"
+    )
+    done, failed, cancelled = database.execute(query, (SUCCESS, TERMINATED, TERMINATED, call)).fetchone()
+    state = "failed" if failed else "cancelled" if cancelled else "done" if done >= total else "open"
     return {
         "call": call,
         "function": function,
         "method": method,
         "variant": pool.partition("@")[2],
-        "state": "failed" if failed else "done" if done >= total else "open",
+        "state": state,
         "durable": True,
         "inputs": total if total >= 0 else done,
         "running": 0,

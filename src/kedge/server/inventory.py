@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kedge.core.apps import App
+from kedge.core.containers import DRAINING, READY
 from kedge.model.ids import app_of, function_id
+from kedge.model.payload import SUCCESS, TERMINATED
 from kedge.model.spec import AppSpec, FunctionSpec, MethodSpec
 from kedge.server.launches import Launches
 
@@ -169,7 +171,7 @@ class Inventory:
             "version": self._number(app),
             "function": pool.spec.name,
             "variant": pool.id.partition("@")[2],
-            "state": container.state,
+            "state": _state(container, app),
             "process": container.process,
             "inputs": container.running,
             "credited": len(container.credits),
@@ -270,6 +272,13 @@ class Inventory:
         return [function_id(app.spec.app, name) for app in apps]
 
 
+def _state(container: Container, app: App) -> str:
+    """`leaving` also where it takes no new inputs since its version is not the current one any more."""
+    if container.state == DRAINING or (container.state == READY and app.retired):
+        return "leaving"
+    return container.state
+
+
 def settings_of(spec: FunctionSpec) -> Facts:
     """What was declared, without code and without the values of variables, which may be secrets."""
     autoscaler, resources = spec.autoscaler, spec.resources
@@ -331,7 +340,7 @@ def _call(call: Call, now: float, wall: float) -> Facts:
     inputs = call.open.values()
     running = sum(1 for input in inputs if input.container is not None and not input.credited)
     first = next(iter(inputs), None)
-    failed = sum(1 for status in call.done.values() if status != "success")
+    failed = sum(1 for status in call.done.values() if status not in (SUCCESS, TERMINATED))
     return {
         "call": call.id,
         "function": call.pool.spec.name,

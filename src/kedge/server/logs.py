@@ -115,8 +115,12 @@ class OutputLog:
 
     def say(self, app: str, app_name: str, function: str, text: str) -> None:
         """A line of kedge's own in the log of an app, from no container."""
-        place = Place(f"{app}/{function}", app, app_name, function)
-        self.book.put([notice(place, text, self._clock())])
+        self.remark(Place(f"{app}/{function}", app, app_name, function), text)
+
+    def remark(self, place: Place, text: str, origin: Origin = NOBODY, detail: str = "") -> None:
+        """The same about a container or an input, behind all that was written there; see `chunks.notice`."""
+        self.flush()
+        self.book.put([notice(place, text, self._clock(), origin, detail)])
 
     def close_all(self) -> None:
         """Everything is written when this returns, unless the disk refuses it."""

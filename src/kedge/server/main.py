@@ -22,6 +22,7 @@ from typing import Any
 
 from kedge._version import __version__
 from kedge.engines.spawn import FILE_LIMIT_VARIABLE
+from kedge.server.check import check
 from kedge.server.directory import StateDirectory
 from kedge.server.house import House
 from kedge.server.logfile import FORMAT, LogFile
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         settings = load(vars(options), os.environ)
+        if options.check is not None:
+            check(settings, options.check)
+            return 0
         _log_to(options, settings)
         _raise_file_limit()
         return _run(_serve(options, settings))
@@ -52,6 +56,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--owner-fd", type=int, help="end when this file descriptor is closed by its other side")
     parser.add_argument("--log-file", type=Path, help="write the log there, and what goes to stdout and stderr")
     parser.add_argument("--foreground", action="store_true", help="write the log to stderr as well")
+    parser.add_argument("--check", type=int, metavar="PID", help="only say what keeps it from taking PID's place")
     for key in KEYS:
         option = f"--{key.name.replace('_', '-')}"
         if key.name in FLAGS:
@@ -102,6 +107,8 @@ async def _serve(options: argparse.Namespace, settings: Settings) -> int:
         try:
             facts = await house.open()
             directory.publish({**facts, **_process_facts(options)})
+            if not settings.private:
+                directory.remember(_given(options))
             _say(options.ready_fd, facts)
             _notify("READY=1")
             await stop.wait()
@@ -112,13 +119,17 @@ async def _serve(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _process_facts(options: argparse.Namespace) -> dict[str, Any]:
-    """What `kedge server` wants to know beside addresses: how it could be started again, for one."""
+def _given(options: argparse.Namespace) -> list[str]:
     given: list[str] = []
     for key in KEYS:
         value, option = getattr(options, key.name), f"--{key.name.replace('_', '-')}"
         if value:
             given += [option] if value is True else [option, value]
+    return given
+
+
+def _process_facts(options: argparse.Namespace) -> dict[str, Any]:
+    """What `kedge server` wants to know beside addresses: how it could be started again, for one."""
     log_file = str(options.log_file.expanduser().absolute()) if options.log_file is not None else ""
     return {
         "process": os.getpid(),
@@ -126,7 +137,7 @@ def _process_facts(options: argparse.Namespace) -> dict[str, Any]:
         "version": __version__,
         "log_file": log_file,
         "foreground": options.foreground,
-        "options": given,
+        "options": _given(options),
     }
 
 

@@ -47,7 +47,7 @@ class Web:
         """Takes the port. OSError where it cannot be had."""
         settings = self._settings
         if settings.port is not None:
-            self._socket = _listening(settings.host, settings.port)
+            self._socket = listening(settings.host, settings.port)
         else:
             self._socket = self._usual()
         self.port = self._socket.getsockname()[1]
@@ -59,12 +59,12 @@ class Web:
         tried = had or [HTTP_PORT]
         for port in tried:
             try:
-                sock = _listening(self._settings.host, port)
+                sock = listening(self._settings.host, port)
                 break
             except OSError as error:
                 log.info("port %d is taken: %s", port, error)
         else:
-            sock = _listening(self._settings.host, 0)
+            sock = listening(self._settings.host, 0)
         port = sock.getsockname()[1]
         self.wanted = tried[0] if port != tried[0] else 0
         _remember(self._remembered, list(dict.fromkeys((*had, port)))[:MOST_REMEMBERED])
@@ -136,8 +136,12 @@ def context_of(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; OSError says where it cannot."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"cannot listen on {host}, port {port}: {getattr(error, 'strerror', None) or error}") from None
     family, kind, protocol, _, address = found[0]
     sock = socket.socket(family, kind, protocol)
     try:

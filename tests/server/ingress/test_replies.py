@@ -49,6 +49,7 @@ from kedge.server.ingress.replies import refusal_of, refusal_of_call, too_many_c
 def test_each_end_has_its_status(result: Result, status: int, text: str) -> None:
     refusal = refusal_of(result, "web")
     assert (refusal.status, refusal.text, refusal.close) == (status, text, False)
+    assert refusal_of(result, "web", "shop").text == text.replace("kedge logs", "kedge app logs shop")
 
 
 def test_who_may_come_again_hears_when() -> None:

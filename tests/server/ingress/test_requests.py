@@ -361,7 +361,7 @@ async def test_an_exception_is_a_500_without_its_text() -> None:
 
     async with hall(fail) as here:
         answer = await here.get()
-        assert (answer.status, answer.text) == (500, "web failed; its log says why: kedge logs\n")
+        assert (answer.status, answer.text) == (500, "web failed; its log says why: kedge app logs demo\n")
 
 
 @on_loop

@@ -165,7 +165,7 @@ async def test_a_handshake_may_follow_a_request() -> None:
     [
         ([SocketClosed(1000)], 403, b"the WebSocket was refused\n"),
         ([ResponseStarted(418, [(b"x", b"y")]), BodySent(b"tea"), BodySent(b"pot", False)], 418, b"teapot"),
-        ([], 500, b"web ended without a response; its log says more: kedge logs\n"),
+        ([], 500, b"web ended without a response; its log says more: kedge app logs demo\n"),
         ([MessageSent(b"x")], 500, b"the function sent what is no answer to a WebSocket; its log says more\n"),
         (
             [SocketAccepted("a\r\nb")],

@@ -148,4 +148,4 @@ class Exchange:
             except Refusal as refusal:
                 visitor.ended(refusal, False)
         else:
-            visitor.ended(refusal_of(result, self.name), result.status == SUCCESS)
+            visitor.ended(refusal_of(result, self.name, self._ingress.app_name(self.pool)), result.status == SUCCESS)

@@ -182,6 +182,11 @@ class Ingress:
             self.driver.submit(p.VariantBound(variant), SESSION)
         return pool
 
+    def app_name(self, pool: str) -> str:
+        """Of the app that a pool belongs to, for people; nothing where it is gone."""
+        app = self.driver.plane.registry.app_with(pool)
+        return app.spec.name if app is not None else ""
+
     def _declared(self, route: Route) -> FunctionSpec:
         registry = self.driver.plane.registry
         app = registry.app_with(route.function)

@@ -47,8 +47,9 @@ def too_many_connections(most: int) -> Refusal:
     return Refusal(503, f"this server has {most} connections open already; try again in a moment", retry_after(1))
 
 
-def refusal_of(result: Result, name: str) -> Refusal:
-    """What a client hears whose request to the function `name` has ended without a response."""
+def refusal_of(result: Result, name: str, app: str = "") -> Refusal:
+    """What a client hears whose request to the function `name` of `app` has ended without a response."""
+    look = f"kedge app logs {app}" if app else "kedge logs"
     status, error = result.status, result.error
     kind = error.type if error is not None else ""
     if error is not None and error.retry_after > 0 and status == FAILURE:
@@ -56,15 +57,15 @@ def refusal_of(result: Result, name: str) -> Refusal:
     if kind == "QueueTimeoutError":
         return Refusal(503, f"{name} was busy for too long; try again later", retry_after(QUEUE_RETRY_S))
     if status == SUCCESS:
-        return Refusal(500, f"{name} ended without a response; its log says more: kedge logs")
+        return Refusal(500, f"{name} ended without a response; its log says more: {look}")
     if status == FAILURE:
-        return Refusal(500, f"{name} failed; its log says why: kedge logs")
+        return Refusal(500, f"{name} failed; its log says why: {look}")
     if status == TIMEOUT:
         return Refusal(504, f"{name} did not respond within its timeout; raise timeout= of the function")
     if status == INIT_FAILURE:
-        return Refusal(500, f"{name} could not start; its log says why: kedge logs")
+        return Refusal(500, f"{name} could not start; its log says why: {look}")
     if status == INTERNAL_FAILURE:
-        return Refusal(502, f"the container of {name} died before it had responded; its log may say why: kedge logs")
+        return Refusal(502, f"the container of {name} died before it had responded; its log may say why: {look}")
     return Refusal(503, f"{name} has been stopped; deploy or run it again", retry_after(QUEUE_RETRY_S))
 
 
