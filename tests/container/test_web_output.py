@@ -58,9 +58,8 @@ def test_what_its_code_raises_is_printed_for_the_request(
     assert visit.result.status == "failure"
     plane.until(lambda: plane.lines(visit.lease, STDERR))
     first, *rest = plane.lines(visit.lease, STDERR)
-    assert first.startswith(
-        (f"kedge: {name}() failed at GET {path}", f"kedge: {name}() raised while answering GET {path}")
-    )
+    assert first.startswith((f"kedge: {name}() failed ", f"kedge: {name}() raised while answering "))
+    assert f" GET {path}" in first
     assert (rest[0], rest[-1]) == ("Traceback (most recent call last):", last)
     assert "/starlette/" not in "".join(rest), "what leads to the handler is always the same"
 
