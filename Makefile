@@ -10,7 +10,7 @@ lint:
 	lint-imports
 
 check: lint            ## under a minute: style, types, contracts, fast tests, fixed simulator seeds
-	$(PYTHON) -m pytest -q -n 2 -m "not slow"
+	$(PYTHON) -m pytest -q -n 3 -m "not slow"
 
 test:                  ## everything
 	$(PYTHON) -m pytest -q -n 2

@@ -15,6 +15,8 @@ from kedge.sdk.serializer import arguments_payload, to_exception
 from tests.container import shop
 from tests.container.fake_plane import FakePlane, function
 
+pytestmark = pytest.mark.slow  # seconds of waiting on purpose
+
 slow = pytest.mark.slow
 
 PLACES = [

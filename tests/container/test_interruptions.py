@@ -14,6 +14,8 @@ from kedge.model.spec import FunctionSpec
 from kedge.sdk.serializer import to_exception
 from tests.container.fake_plane import FakePlane, function, service_class
 
+pytestmark = pytest.mark.slow  # seconds of waiting on purpose
+
 slow = pytest.mark.slow
 THREADS = [pytest.param(1, id="main thread"), pytest.param(2, id="slot thread")]
 
