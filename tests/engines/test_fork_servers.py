@@ -266,8 +266,10 @@ async def test_a_stuck_preparation_is_given_up(it: Rig, tmp_path: Path) -> None:
     container = it.launch("print('fine')", sys_path=path, preload=("held_stuck",))
     it.engine.kill(container)  # waits for the server, and can be taken back
     assert (await it.lost(container)).reason == "killed before it had a process"
-    waiting = it.launch("print('fine')", sys_path=path, preload=("held_stuck",))
     [fork_server] = await eventually(lambda: children(it.engine.supervisor))
+    waiting = it.launch("print('fine')", sys_path=path, preload=("held_stuck",))
+    other = it.launch("print('other')")
+    assert await it.says(other) == b"other\n"  # so the supervisor has heard of the one before it
     os.kill(fork_server, signal.SIGKILL)  # as the supervisor does after a minute
     assert await it.says(waiting) == b"fine\n"
     assert (await it.started(waiting)).how == "spawn"
