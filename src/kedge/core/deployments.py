@@ -340,9 +340,7 @@ class Deployments:
             deployment = self.by_id.get(app.spec.deployment) if app is not None else None
             if deployment is None or app is None or deployment.current is not app:
                 return False
-        there = [*self.versions(deployment.id)]
-        if deployment.candidate is not None and deployment.candidate.app not in there:
-            there.append(deployment.candidate.app)
+        there = self._apps_of(deployment)
         if not there:
             return False
         if message.request:
@@ -354,11 +352,14 @@ class Deployments:
         """A deploy that nobody waits for is given up; what the session serves ends."""
         for deployment in list(self.by_id.values()):
             if deployment.session == session and session:
-                candidate = [deployment.candidate.app] if deployment.candidate is not None else []
-                apps = list(dict.fromkeys([*self.versions(deployment.id), *candidate]))
-                self._stop(deployment, apps, "the program that served it has ended")
+                self._stop(deployment, self._apps_of(deployment), "the program that served it has ended")
             elif deployment.candidate is not None and deployment.candidate.session == session:
                 self._abandon(deployment, ErrorInfo("ConflictError", "whoever deployed it has gone"))
+
+    def _apps_of(self, deployment: Deployment) -> list[App]:
+        """All its versions, and the one that is being tried."""
+        candidate = [deployment.candidate.app] if deployment.candidate is not None else []
+        return list(dict.fromkeys([*self.versions(deployment.id), *candidate]))
 
     def _stop(self, deployment: Deployment, apps: list[App], reason: str) -> None:
         if deployment.candidate is not None:

@@ -108,13 +108,7 @@ class Journal:
         if spec.app in self._plane.apps:
             return False
         message = replace(message, app=replace(spec, created_at=self._store.clock()))
-        if spec.ephemeral:
-            # Nobody counts on it after a crash, except durable inputs, and those are written after it.
-            self._saved[spec.app] = None
-            self._store.register.save_app(message.app)
-            self._handle(message, sender)
-        else:
-            self._save(message, sender)
+        self._save(message, sender)
         return True
 
     def _app_deployed(self, message: p.AppDeployed, sender: str) -> bool:
@@ -126,16 +120,17 @@ class Journal:
         if spec.app in self._plane.apps:
             return False
         message = replace(message, app=replace(spec, deployment=served_id(spec), created_at=self._store.clock()))
-        if spec.ephemeral:
-            self._saved[spec.app] = None
-            self._store.register.save_app(message.app)
-            self._handle(message, sender)
-        else:
-            self._save(message, sender)
+        self._save(message, sender)
         return True
 
     def _save(self, message: p.AppCreated | p.AppDeployed, sender: str) -> None:
-        """The plane hears of this app once it is on disk."""
+        """The plane hears of this app once it is on disk; of an ephemeral one at once: nobody counts on it after a
+        crash, except durable inputs, and those are written after it."""
+        if message.app.ephemeral:
+            self._saved[message.app.app] = None
+            self._store.register.save_app(message.app)
+            self._handle(message, sender)
+            return
         spec = message.app
 
         def saved(_: Any, error: str) -> None:
