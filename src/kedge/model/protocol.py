@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import Struct
 
 from kedge.model.payload import ErrorInfo, Payload, Result
-from kedge.model.spec import MAIN_ENVIRONMENT, AppSpec, Concurrency, Launch, Variant
+from kedge.model.spec import MAIN_ENVIRONMENT, AppSpec, Concurrency, ImageSpec, Launch, Variant, VolumeMount
 from kedge.model.web import Received, Sent
 
 PROTOCOL_VERSION = 1
@@ -140,6 +140,32 @@ class CodeUploaded(Message, frozen=True):
     digest: str
     files: list[tuple[str, bytes]] = []
     last: bool = False
+
+
+class ImageRequested(Message, frozen=True):
+    """Has an image built, unless it is there. Reply: {"id": `im-…`, "cached": bool, "seconds": s}; ImageBuildError says
+    which step failed, with its last lines. Meanwhile the session gets ImageProgressed."""
+
+    request: int
+    image: ImageSpec
+    """Bound: its steps have their files, at the server."""
+    force: bool = False
+    """Build every step anew."""
+    ignore_cache: bool = False
+
+
+class ImageProgressed(Message, frozen=True):
+    """To the client that has requested an image: how its build goes."""
+
+    request: int
+    state: str
+    """waiting (somebody else builds it), started (a step), output (lines of it), finished (a step), cached."""
+    step: int = 0
+    """Counted from 1; 0: about the whole."""
+    steps: int = 0
+    title: str = ""
+    text: str = ""
+    seconds: float = 0.0
 
 
 class ContainerStopRequested(Message, frozen=True):
@@ -556,6 +582,8 @@ class ContainerLost(Message, frozen=True):
     exit_code: int | None = None
     signal: int | None = None
     out_of_memory: bool = False
+    peak_memory: int | None = None
+    """MiB that its process tree has used at most, where that was measured."""
     blameless: bool = False
     """Its end had nothing to do with what ran in it: whatever held it up has died."""
 
@@ -703,6 +731,22 @@ class ForkServerWarmed(Message, frozen=True):
     launch: Launch
 
 
+class VolumeRemounted(Message, frozen=True):
+    """To the supervisor: show this version of a volume in a living container, in the place of the one that is there.
+    Answered by VolumeAnswered."""
+
+    request: int
+    container: str
+    mount: VolumeMount
+
+
+class VolumeAnswered(Message, frozen=True):
+    """From the supervisor; `error` says why the mount is as it was (`busy`: files of it are open)."""
+
+    request: int
+    error: str = ""
+
+
 class SupervisorStopped(Message, frozen=True):
     """To the supervisor: kill everything and leave."""
 
@@ -725,6 +769,7 @@ FromClient = (
     | AppRolledBack
     | FunctionRequested
     | CodeUploaded
+    | ImageRequested
     | ContainerStopRequested
     | AppsRequested
     | ContainersRequested
@@ -747,7 +792,16 @@ FromClient = (
     | SessionClosed
 )
 ToClient = (
-    Welcome | Refused | OutputsDelivered | InputsAccepted | CallRefused | StreamValues | Notice | Reply | OutputCaptured
+    Welcome
+    | Refused
+    | OutputsDelivered
+    | InputsAccepted
+    | CallRefused
+    | StreamValues
+    | Notice
+    | Reply
+    | OutputCaptured
+    | ImageProgressed
 )
 FromContainer = (
     Hello
@@ -776,5 +830,5 @@ ToContainer = (
     | WebReceived
     | WebCredited
 )
-ToSupervisor = ContainerLaunched | ForkServerWarmed | KillContainer | SupervisorStopped
-FromSupervisor = ContainerStarted | ContainerLost | OutputCaptured | ForkServerReported
+ToSupervisor = ContainerLaunched | ForkServerWarmed | KillContainer | VolumeRemounted | SupervisorStopped
+FromSupervisor = ContainerStarted | ContainerLost | OutputCaptured | ForkServerReported | VolumeAnswered

@@ -43,6 +43,8 @@ class GpuRequest(Struct, frozen=True):
 
     name: str
     count: int = 1
+    fraction: float = 0.0
+    """The part of one device's memory that it needs (`gpu="H100:0.5"`); 0: whole devices."""
 
 
 class Resources(Struct, frozen=True):
@@ -53,6 +55,8 @@ class Resources(Struct, frozen=True):
     memory: int = DEFAULT_MEMORY
     memory_limit: int | None = None
     gpus: tuple[GpuRequest, ...] = ()
+    vram: int | None = None
+    """MiB of device memory (`vram="20Gi"`): the device is shared with others that fit beside it."""
     ephemeral_disk: int | None = None
     ports: tuple[int, ...] = ()
     """TCP ports of the machine that its code listens on (`web_server(port)`): one container at a time has each."""
@@ -116,16 +120,84 @@ class MethodSpec(Struct, frozen=True):
     """None for what is called by `.remote`."""
 
 
+class LocalFiles(Struct, frozen=True):
+    """Files of the caller's machine, as they were when its program started. `root` is a directory that holds them at
+    the server, addressed by `digest`; under `target` containers find them."""
+
+    digest: str
+    root: str = ""
+    target: str = ""
+    is_file: bool = False
+    """`root` holds one file, and `target` is its path."""
+
+
 class ImageStep(Struct, frozen=True):
-    """One step of an image recipe: its kind and its arguments, in an order that never changes."""
+    """One step of an image recipe: its kind and its arguments (JSON texts), in an order that never changes."""
 
     kind: str
     arguments: tuple[tuple[str, str], ...] = ()
+    files: LocalFiles | None = None
+    """What the step reads of the caller's files; bound when the app starts, never at declaration."""
 
 
 class ImageSpec(Struct, frozen=True):
+    """A recipe. Declared, it has steps and a digest. Bound, its steps have their files, and `mounts` holds what is
+    added when a container starts. Built, it has an `id`."""
+
     steps: tuple[ImageStep, ...] = ()
     digest: str = ""
+    """Of the steps as they were declared: equal in the caller and in containers."""
+    id: str = ""
+    """Names what was built (`im-…`): equal steps with equal files have equal ids on one server."""
+    mounts: tuple[LocalFiles, ...] = ()
+    python_path: tuple[str, ...] = ()
+    """Directories that go in front of `sys.path` (add_local_python_source)."""
+
+
+class BuiltImage(Struct, frozen=True, kw_only=True):
+    """What containers of an image are made of. All paths are the server's machine's, and the same inside."""
+
+    id: str
+    python: str
+    """The interpreter of its environment."""
+    python_version: str
+    """`3.12`."""
+    packages: str
+    """Directory of its Python environment (a venv): read-only, hard-linked, shared."""
+    package_layers: tuple[str, ...] = ()
+    """What later commands have changed in there, as overlay directories, the uppermost first."""
+    layers: tuple[str, ...] = ()
+    """Its root file system as overlay directories, the uppermost first. Empty: it has only Python packages, and lies
+    over the files of the machine."""
+    visible: tuple[str, ...] = ()
+    """Further directories that it needs: the interpreter's own installation."""
+    runtime: tuple[str, ...] = ()
+    """Directories with the container side of kedge for this Python; they come last on `sys.path`."""
+    variables: tuple[tuple[str, str], ...] = ()
+    directory: str = "/root"
+    entrypoint: tuple[str, ...] = ()
+
+
+class SecretRef(Struct, frozen=True, kw_only=True):
+    """Variables that the server keeps: containers get them, specs never hold them."""
+
+    id: str = ""
+    """Of one without a name."""
+    name: str = ""
+    environment: str = ""
+    required_keys: tuple[str, ...] = ()
+
+
+class VolumeRef(Struct, frozen=True, kw_only=True):
+    """A volume, and where containers see it."""
+
+    target: str
+    id: str = ""
+    """Of one without a name."""
+    name: str = ""
+    environment: str = ""
+    read_only: bool = False
+    sub_path: str = ""
 
 
 class FunctionSpec(Struct, frozen=True, kw_only=True):
@@ -142,6 +214,9 @@ class FunctionSpec(Struct, frozen=True, kw_only=True):
 
     image: ImageSpec = ImageSpec()
     env: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[SecretRef, ...] = ()
+    """Later ones win, and `env` wins over all."""
+    volumes: tuple[VolumeRef, ...] = ()
     concurrency: Concurrency = Concurrency()
     concurrency_limit: int | None = None
     autoscaler: AutoscalerSettings = AutoscalerSettings()
@@ -190,7 +265,8 @@ class CodeSpec(Struct, frozen=True, kw_only=True):
 
 
 class EnvironmentSpec(Struct, frozen=True, kw_only=True):
-    """Where containers run: until images are built, the caller's own interpreter, path, variables and directory."""
+    """What code finds around it: without an image the caller's own interpreter, path, variables and directory, else
+    the image's."""
 
     python: str
     python_version: str
@@ -198,6 +274,10 @@ class EnvironmentSpec(Struct, frozen=True, kw_only=True):
     variables: tuple[tuple[str, str], ...] = ()
     directory: str = "/"
     alias_modal: bool = False
+    runtime: tuple[str, ...] = ()
+    """Directories that hold kedge's container side for this interpreter; empty: those of the server."""
+    image: str = ""
+    """Id of the image that this is made of."""
 
 
 class AppSpec(Struct, frozen=True, kw_only=True):
@@ -220,6 +300,8 @@ class AppSpec(Struct, frozen=True, kw_only=True):
     """Seconds since the epoch; stamped by the server."""
     origin_version: int = 0
     """The version that a rollback brought back; 0 for a deploy."""
+    isolation: str = ""
+    """The rung that its containers run on; empty: as the server decides."""
 
 
 MAIN_ENVIRONMENT = "main"
@@ -234,6 +316,73 @@ class Variant(Struct, frozen=True, kw_only=True):
     parameters: Payload | None = None
     spec: FunctionSpec
     """The function's spec with the options replaced."""
+
+
+PROCESS = "process"
+NAMESPACE = "namespace"
+BUBBLEWRAP = "bubblewrap"
+OCI = "oci"
+GVISOR = "gvisor"
+RUNGS = (PROCESS, NAMESPACE, BUBBLEWRAP, OCI, GVISOR)
+"""The isolation ladder, weakest first."""
+
+
+class Bind(Struct, frozen=True):
+    """A directory or file of the machine that a container sees at `target`."""
+
+    source: str
+    target: str
+    read_only: bool = True
+
+
+class VolumeMount(Struct, frozen=True, kw_only=True):
+    """A volume in one container: the tree of one version below (`lower`, never written to), and its own changes on top.
+    `upper` and `work` are empty directories on the machine's disk; both empty: read-only."""
+
+    target: str
+    volume: str
+    lower: str
+    upper: str = ""
+    work: str = ""
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What a container cannot go beyond. None: no bound of its own."""
+
+    cpu: float | None = None
+    """Cores."""
+    memory: int | None = None
+    """MiB of its whole process tree."""
+    pids: int | None = None
+    disk: int | None = None
+    """MiB that it may write to its own files."""
+
+
+class Isolation(Struct, frozen=True, kw_only=True):
+    """How a container is kept apart, and what it sees. The engine builds exactly this, and decides nothing."""
+
+    rung: str = PROCESS
+    shares_files: bool = True
+    """It sees the machine's files as they are (apps without an image); `layers` to `hidden` then mean nothing."""
+    layers: tuple[str, ...] = ()
+    """Its root as overlay directories, the uppermost first, under a writable layer of its own. Empty: over the
+    machine's own root."""
+    packages: str = ""
+    """A directory that is shown read-only at its own path, under `package_layers` (overlay, uppermost first)."""
+    package_layers: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    """Directories of the machine that it finds empty, and may write to."""
+    binds: tuple[Bind, ...] = ()
+    """Made in this order, after the above; their targets are created."""
+    volumes: tuple[VolumeMount, ...] = ()
+    scratch: str = ""
+    """A directory on disk for what it writes. The engine creates it, and removes it after its end."""
+    network: bool = True
+    devices: tuple[str, ...] = ()
+    """Device nodes beyond the harmless ones, such as /dev/nvidia0."""
+    limits: Limits = Limits()
+    entrypoint: tuple[str, ...] = ()
+    """A command that starts its interpreter; such a container is never forked."""
 
 
 class Launch(Struct, frozen=True, kw_only=True):
@@ -259,3 +408,4 @@ class Launch(Struct, frozen=True, kw_only=True):
     """Indices of the GPUs that belong to this container."""
     home: str = ""
     """KEDGE_HOME of the server, where payload files live."""
+    isolation: Isolation = Isolation()

@@ -70,13 +70,15 @@ class Office:
         )
         self.failures = 0
         """Questions on which this room failed."""
+        self.departures: list[Callable[[str], None]] = []
+        """Who else wants to know that a session has gone."""
         self._driver = driver
         self._store = store
         self._clock = clock
         self._began = asyncio.get_running_loop().time()
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self.sweep)
-        self._answers: dict[type, Callable[[Any, str], Any]] = {
+        self.answers: dict[type, Callable[[Any, str], Any]] = {
             p.AppsRequested: self._apps,
             p.ContainersRequested: self._containers,
             p.FunctionsRequested: self._functions,
@@ -86,10 +88,14 @@ class Office:
             p.CodeUploaded: self._code,
         }
 
+    def attend(self, answers: dict[type, Callable[[Any, str], Any]]) -> None:
+        """Further kinds of questions, and who answers them: `(message, session)` → value, or a coroutine of one."""
+        self.answers |= answers
+
     def answer(self, message: Any, session: str) -> None:
         """Answers one request of a session, now or later."""
         try:
-            value = self._answers[type(message)](message, session)
+            value = self.answers[type(message)](message, session)
         except Exception as error:
             self._refuse(session, message, error)
             return
@@ -106,6 +112,8 @@ class Office:
     def session_closed(self, session: str) -> None:
         """Nobody waits for what it has begun."""
         self.shelf.forget(session)
+        for forget in self.departures:
+            forget(session)
 
     def close(self) -> None:
         self._sweeper.cancel()

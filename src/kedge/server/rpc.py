@@ -189,7 +189,7 @@ class Rpc:
                 driver.relay_credit(message, session)
             elif kind is p.OutputSubscribed:
                 driver.subscribe(message.app, session)
-            elif kind in OFFICE_MESSAGES:
+            elif kind in self._office.answers:
                 self._office.answer(message, session)
             else:
                 self._refuse(connection, f"a client does not send {kind.__name__}")
@@ -255,17 +255,6 @@ CLIENT_MESSAGES = frozenset(
         p.ConcurrencyUpdated,
         p.CallRequested,
         p.SessionClosed,
-    )
-)
-OFFICE_MESSAGES = frozenset(
-    (
-        p.AppsRequested,
-        p.ContainersRequested,
-        p.FunctionsRequested,
-        p.CallsRequested,
-        p.TokensChanged,
-        p.ServerRequested,
-        p.CodeUploaded,
     )
 )
 CONTAINER_MESSAGES = frozenset(
