@@ -29,6 +29,7 @@ class FakeApp:
 
     name: str | None = "shop"
     include_source = True
+    isolation = ""
 
     def __init__(self, *specs: FunctionSpec) -> None:
         self.specs = specs

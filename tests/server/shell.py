@@ -19,6 +19,7 @@ from kedge.server.driver import Driver
 from kedge.server.launches import Launches
 from kedge.server.logs import OutputLog
 from kedge.server.office import Office
+from kedge.server.outfit import Outfitter
 from kedge.server.recovery import Recovery
 from kedge.server.rpc import Rpc
 from kedge.server.schedules import Schedules
@@ -119,7 +120,7 @@ class Shell:
 
     async def start(self) -> None:
         self.store.open()
-        self.launches = Launches(self.path, str(self.directory), self.store)
+        self.launches = Launches(self.path, str(self.directory), self.store, Outfitter(self.directory, self.path))
         self.output = OutputLog(self.directory / "logs" / "logs.db", self.launches.place)
         self.plane = Plane(lambda prefix: f"{prefix}-{next(self._ids)}")
         self.driver = Driver(self.plane, self.engine, self.store, self.launches, self.output)

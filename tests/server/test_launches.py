@@ -12,6 +12,7 @@ from kedge.model.payload import Payload
 from kedge.model.protocol import StartContainer
 from kedge.server.chunks import Place
 from kedge.server.launches import MAX_PRELOAD, Launches
+from kedge.server.outfit import Outfitter
 from kedge.server.store import Store
 from tests.server.shell import POOL, app
 from tests.wire.loops import on_loop
@@ -25,7 +26,7 @@ def make(launches: Launches, container: str = "ct-1", **options: object) -> str:
 
 @on_loop
 async def test_each_launch_has_a_token_of_its_own(tmp_path: Path) -> None:
-    launches = Launches("/plane.sock", "/home", Store(tmp_path))
+    launches = Launches("/plane.sock", "/home", Store(tmp_path), Outfitter(tmp_path, "/plane.sock"))
     one, two = make(launches, "ct-1"), make(launches, "ct-2")
     assert one != two
     assert len(one) == 32
@@ -43,7 +44,7 @@ async def test_each_launch_has_a_token_of_its_own(tmp_path: Path) -> None:
 @on_loop
 async def test_a_launch_says_all_that_the_container_needs(tmp_path: Path) -> None:
     spec = app()
-    launch = Launches("/plane.sock", "/home", Store(tmp_path)).make(
+    launch = Launches("/plane.sock", "/home", Store(tmp_path), Outfitter(tmp_path, "/plane.sock")).make(
         StartContainer("ct-1", POOL, "local", [2, 3]), spec.functions[0], Payload(data=b"parameters"), spec
     )
     assert (launch.address, launch.home, launch.devices) == ("/plane.sock", "/home", (2, 3))
@@ -56,7 +57,7 @@ async def test_a_launch_says_all_that_the_container_needs(tmp_path: Path) -> Non
 async def test_imports_that_a_container_reports_are_preloaded_by_the_next_also_after_a_restart(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.open()
-    launches = Launches("/plane.sock", "/home", store)
+    launches = Launches("/plane.sock", "/home", store, Outfitter(tmp_path, "/plane.sock"))
     make(launches)
     launches.learn("ct-1", ["numpy", "torch"])
     launches.learn("ct-9", ["never"])
@@ -69,13 +70,14 @@ async def test_imports_that_a_container_reports_are_preloaded_by_the_next_also_a
     store.close()
     again = Store(tmp_path)
     again.open()
-    assert Launches("/plane.sock", "/home", again).make(order, spec.functions[0], None, spec).preload == preload
+    later = Launches("/plane.sock", "/home", again, Outfitter(tmp_path, "/plane.sock"))
+    assert later.make(order, spec.functions[0], None, spec).preload == preload
     again.close()
 
 
 @on_loop
 async def test_the_output_of_all_versions_of_a_deployed_app_belongs_to_it(tmp_path: Path) -> None:
-    launches = Launches("/plane.sock", "/home", Store(tmp_path))
+    launches = Launches("/plane.sock", "/home", Store(tmp_path), Outfitter(tmp_path, "/plane.sock"))
     spec = replace(app(), deployment="ap-deployed", version=3)
     launch = launches.make(StartContainer("ct-1", POOL), spec.functions[0], None, spec)
     assert launch.app == "ap-1", "what runs in it calls its own version"
@@ -90,7 +92,7 @@ async def test_code_of_another_machine_runs_in_the_servers_own_python_without_it
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("LANG", "de_DE.UTF-8")
     work = tmp_path / "work"
-    launches = Launches("/plane.sock", "/home", Store(tmp_path), str(work))
+    launches = Launches("/plane.sock", "/home", Store(tmp_path), Outfitter(tmp_path, "/plane.sock", str(work)))
     spec = app()
     spec = replace(spec, environment=replace(spec.environment, python="", alias_modal=True))
     environment = launches.make(StartContainer("ct-1", POOL), spec.functions[0], None, spec).environment

@@ -30,6 +30,7 @@ OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--cpus", metavar="N", help="Cores that containers may ask for."),
     click.option("--memory", metavar="MIB", help="Memory that they may ask for."),
     click.option("--gpus", metavar="LIST", help='Declared devices: "H100=8,L4=1".'),
+    click.option("--isolation", metavar="RUNG", help="process, namespace, bubblewrap, oci or gvisor (the best)."),
     click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
 ]
 

@@ -96,6 +96,9 @@ def settle(launch: Launch) -> None:
     if known:
         sys.path[:] = [*environment.sys_path, *(entry for entry in sys.path if entry not in known)]
         importlib.invalidate_caches()
+    if environment.python_path:
+        before = environment.python_path
+        sys.path[:] = [*before, *(entry for entry in sys.path if entry not in before)]
     os.environ.update(environment.variables)
     os.environ.update(function.env)
     names = {"KEDGE_CONTAINER_ID": launch.container, "KEDGE_IS_REMOTE": "1"}

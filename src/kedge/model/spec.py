@@ -55,11 +55,11 @@ class Resources(Struct, frozen=True):
     memory: int = DEFAULT_MEMORY
     memory_limit: int | None = None
     gpus: tuple[GpuRequest, ...] = ()
-    vram: int | None = None
-    """MiB of device memory (`vram="20Gi"`): the device is shared with others that fit beside it."""
     ephemeral_disk: int | None = None
     ports: tuple[int, ...] = ()
     """TCP ports of the machine that its code listens on (`web_server(port)`): one container at a time has each."""
+    vram: int | None = None
+    """MiB of device memory (`vram="20Gi"`): the device is shared with others that fit beside it."""
 
 
 class RetryPolicy(Struct, frozen=True):
@@ -276,6 +276,8 @@ class EnvironmentSpec(Struct, frozen=True, kw_only=True):
     alias_modal: bool = False
     runtime: tuple[str, ...] = ()
     """Directories that hold kedge's container side for this interpreter; empty: those of the server."""
+    python_path: tuple[str, ...] = ()
+    """Directories that come before everything else on `sys.path`."""
     image: str = ""
     """Id of the image that this is made of."""
 

@@ -47,6 +47,8 @@ class App(Deployable):
         image: For functions that give none.
         secrets, volumes: Do not exist yet; anything in them is refused.
         include_source: Whether containers get the source of the program.
+        isolation: How containers are kept apart: process, namespace, bubblewrap, oci or gvisor. Default: as the server
+            decides, which is the best that the machine has for apps with an image.
 
     Example:
         app = kedge.App("squares")
@@ -69,6 +71,7 @@ class App(Deployable):
         secrets: Sequence[Secret] = (),
         volumes: Mapping[Any, Volume] | None = None,
         include_source: bool = True,
+        isolation: str | None = None,
     ) -> None:
         if name is not None:
             validation.name("App: name", name)
@@ -76,6 +79,7 @@ class App(Deployable):
         self.name = name
         self.tags = dict(validation.environment("App: tags", tags or {}))
         self.include_source = validation.flag("App: include_source", include_source)
+        self.isolation = validation.isolation("App: isolation", isolation)
         self._image: Image | None = None
         self.image = image
         self._id: str | None = None

@@ -244,6 +244,7 @@ def pack(app: App, name: str, environment: str) -> AppSpec:
         code=code,
         environment=snapshot.environment(),
         environment_name=environment,
+        isolation=app.isolation,
     )
 
 

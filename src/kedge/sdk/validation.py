@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kedge.exception import InvalidError
-from kedge.model.spec import DEFAULT_CPU, DEFAULT_MEMORY, GpuRequest, Resources
+from kedge.model.spec import DEFAULT_CPU, DEFAULT_MEMORY, RUNGS, GpuRequest, Resources
 from kedge.sdk.usage import nearest
 
 GPU_NAMES = tuple(
@@ -224,3 +224,12 @@ def _gpu(what: str, value: Any, known: Sequence[str]) -> GpuRequest:
 
 def _shown(value: object) -> str:
     return f"{value!r} ({type(value).__name__})" if value is not None else "None"
+
+
+def isolation(what: str, value: Any) -> str:
+    """A rung of the isolation ladder; empty for None."""
+    if value is None:
+        return ""
+    if value not in RUNGS:
+        raise InvalidError(f"{what} is one of {', '.join(RUNGS)}, not {value!r}")
+    return str(value)

@@ -23,6 +23,7 @@ from typing import Any
 from kedge.core.outbox import ENGINE, STORE
 from kedge.core.plane import Plane
 from kedge.engines.base import Engine
+from kedge.exception import Error
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
 from kedge.server.archive import Archive
@@ -209,9 +210,13 @@ class Driver:
             launch = self._launches.make(order, pool.spec, pool.parameters, self.plane.apps[pool.app].spec)
             self._engine.start(launch)
         except Exception as error:
-            log.exception("the container %s could not be started", order.container)
+            if isinstance(error, Error):  # something that it needs is gone, and says so
+                reason = str(error)
+            else:
+                reason = f"the engine failed: {error}"
+                log.exception("the container %s could not be started", order.container)
             # Later: the plane must first have said all that it has to say.
-            self._loop.call_soon(self.report, p.ContainerLost(order.container, f"the engine failed: {error}"))
+            self._loop.call_soon(self.report, p.ContainerLost(order.container, reason))
 
     # ------------------------------------------------------------ time, and the end of it
 

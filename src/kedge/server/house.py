@@ -21,6 +21,7 @@ from kedge.server.driver import Driver
 from kedge.server.launches import Launches
 from kedge.server.logs import OutputLog
 from kedge.server.office import Office
+from kedge.server.outfit import Outfitter
 from kedge.server.recovery import Recovery
 from kedge.server.rpc import Rpc
 from kedge.server.schedules import Schedules
@@ -46,7 +47,8 @@ class House:
         self._context = context_of(settings)
         self._web = Web(settings, directory.path, self._context)
         self._store = Store(directory.path, durable=not settings.private, lifetime_s=settings.result_ttl)
-        launches = Launches(directory.socket, str(directory.path), self._store, _workplace(settings.home))
+        self._outfitter = Outfitter(directory.path, directory.socket, _workplace(settings.home))
+        launches = Launches(directory.socket, str(directory.path), self._store, self._outfitter)
         self._output = OutputLog(settings.home / "logs" / "logs.db", launches.place)
         self._engine = ProcessEngine(lambda fact: self._driver.report(fact))
         self._driver = driver = Driver(Plane(_new_id), self._engine, self._store, launches, self._output)

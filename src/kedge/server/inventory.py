@@ -236,7 +236,7 @@ class Inventory:
 
     def _surroundings(self, app: AppSpec, function: FunctionSpec) -> Facts:
         """What a program needs to run as a container of this function does. Holds the values of variables."""
-        environment = self._launches.environment_of(app)
+        environment = self._launches.outfitter.environment(app, function)
         return {
             "environment": app.environment_name,
             "python": environment.python,

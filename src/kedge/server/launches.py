@@ -6,55 +6,40 @@ containers that have come up, so that the next fork server of the same app loads
 
 from __future__ import annotations
 
-import os
 import secrets
-import sys
 from hmac import compare_digest
 
 from msgspec.structs import replace
 
-from kedge.engines import boot
 from kedge.model.payload import Payload
 from kedge.model.protocol import StartContainer
 from kedge.model.spec import AppSpec, EnvironmentSpec, FunctionSpec, Launch
 from kedge.server.chunks import Place
+from kedge.server.outfit import Outfitter
 from kedge.server.store import Store
 
-HANDED_ON = (
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "LANG",
-    "LANGUAGE",
-    "LC_ALL",
-    "TZ",
-    "TMPDIR",
-    "LD_LIBRARY_PATH",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-)
-"""Variables of the server that code of another machine sees."""
 MAX_PRELOAD = 64
 """Modules a fork server is asked to hold: the dearest ones are a handful, and every further one costs memory."""
 
 
 class Launches:
-    def __init__(self, address: str, home: str, store: Store, directory: str = "/") -> None:
+    def __init__(self, address: str, home: str, store: Store, outfitter: Outfitter) -> None:
         self._address = address
         self._home = home
         self._store = store
-        self._directory = directory
-        """Where apps of other machines run."""
+        self.outfitter = outfitter
         self._launches: dict[str, tuple[Launch, str]] = {}
         """What each container was started with, and the app that its output belongs to."""
 
     def make(self, order: StartContainer, spec: FunctionSpec, parameters: Payload | None, app: AppSpec) -> Launch:
-        environment = self.environment_of(app)
+        """What a container is started with. Error where something that it needs is not there."""
+        devices = tuple(order.devices)
+        plain = self.outfitter.environment(app, spec)
+        environment = plain
+        hidden = self.outfitter.secrets(app, spec)
+        if hidden or devices:
+            variables = dict(plain.variables) | hidden | self.outfitter.device_variables(devices)
+            environment = replace(plain, variables=tuple(sorted(variables.items())))
         learned = self._store.register.imports(_import_key(app.name, environment, spec))
         launch = Launch(
             container=order.container,
@@ -69,29 +54,18 @@ class Launches:
             code=app.code,
             environment=environment,
             preload=tuple(dict.fromkeys([*spec.preload, *learned]))[:MAX_PRELOAD],
-            devices=tuple(order.devices),
+            devices=devices,
             home=self._home,
+            isolation=self.outfitter.isolation(app, spec, order.container, devices),
         )
-        # What only the container itself needs is not kept.
-        kept = replace(launch, function=replace(spec, serialized=None), parameters=None)
+        # What only the container itself needs is not kept, and secrets least of all.
+        kept = replace(launch, function=replace(spec, serialized=None), parameters=None, environment=plain)
         self._launches[order.container] = kept, app.deployment or app.app
         return launch
 
-    def environment_of(self, app: AppSpec) -> EnvironmentSpec:
-        """Where the code of an app runs: as its caller does. That of another machine in this server's own interpreter,
-        without what this server was told."""
-        declared = app.environment
-        if declared.python:
-            return declared
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        return replace(
-            declared,
-            python=sys.executable,
-            python_version=f"{sys.version_info[0]}.{sys.version_info[1]}",
-            sys_path=tuple(boot.library_entries(sys.path)),
-            variables=tuple(sorted((name, os.environ[name]) for name in HANDED_ON if name in os.environ)),
-            directory=self._directory,
-        )
+    def objection(self, app: AppSpec) -> Exception | None:
+        """Why containers of this app could not start here."""
+        return self.outfitter.objection(app)
 
     def proves(self, container: str, token: str) -> bool:
         """Whether `token` is what this container was started with. Takes the same time for every wrong one."""

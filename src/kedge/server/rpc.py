@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kedge.model import protocol as p
+from kedge.model.payload import ErrorInfo
 from kedge.server.door import refusal
 from kedge.server.driver import Driver
 from kedge.server.launches import Launches
@@ -183,7 +184,9 @@ class Rpc:
             if reason := refusal(message):
                 self._refuse(connection, reason)
                 break
-            if kind in CLIENT_MESSAGES:
+            if (kind is p.AppCreated or kind is p.AppDeployed) and (error := self._launches.objection(message.app)):
+                driver.send(session, p.Reply(message.request, None, ErrorInfo(type(error).__name__, str(error))))
+            elif kind in CLIENT_MESSAGES:
                 driver.submit(message, session)
             elif kind is p.StreamCredited:
                 driver.relay_credit(message, session)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import psutil
 from msgspec import Struct
 
+from kedge.model.spec import RUNGS
 from kedge.wire.transport import is_tcp, split_tcp
 
 HTTP_PORT = 5334
@@ -71,6 +72,7 @@ KEYS = (
     Key("cpus", "KEDGE_CPUS", "N", "cores that containers may ask for"),
     Key("memory", "KEDGE_MEMORY", "MIB", "MiB that they may ask for"),
     Key("gpus", "KEDGE_GPUS", "LIST", 'declared devices: "H100=8,L4=1"'),
+    Key("isolation", "KEDGE_ISOLATION", "RUNG", f"how containers are kept apart: {', '.join(RUNGS)}"),
     Key("log_level", "KEDGE_LOGLEVEL", "LEVEL", ", ".join(LEVELS)),
 )
 FLAGS = ("insecure", "trust_forwarded")
@@ -95,6 +97,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     cpus: float = 1.0
     memory: int = 1024
     gpus: dict[str, int] = {}
+    isolation: str = ""
+    """The rung of containers whose app asks for none; empty: the best for each app."""
     log_level: str = "WARNING"
     """Of one that writes to stderr; INFO where the log is a file."""
     warnings: tuple[str, ...] = ()
@@ -201,6 +205,7 @@ class _Values:
             cpus=self._amount("cpus", float(psutil.cpu_count() or 1)),
             memory=math.ceil(self._amount("memory", psutil.virtual_memory().total / 2**20)),
             gpus=parse_gpus(self._text("gpus")),
+            isolation=self._isolation(),
             log_level=self._level(),
             warnings=self._exposed([host, *(split_tcp(address)[0] for address in listen)], bool(cert)),
         )
@@ -263,6 +268,12 @@ class _Values:
         text = self._text("public_url").rstrip("/")
         if text and not re.fullmatch(r"https?://[^/?#\s]+", text):
             raise ValueError(f"{self._source('public_url')} is {text!r}; write https://HOST or http://HOST:PORT")
+        return text
+
+    def _isolation(self) -> str:
+        text = self._text("isolation").lower()
+        if text and text not in RUNGS:
+            raise ValueError(f"{self._source('isolation')} is {text!r}; it must be one of {', '.join(RUNGS)}")
         return text
 
     def _level(self) -> str:
