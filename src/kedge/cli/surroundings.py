@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import click
 
+from kedge.cli import entering
+
 Facts = dict[str, Any]
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
@@ -61,6 +63,8 @@ def become(command: Sequence[str], launch: Facts, container: Facts | None) -> No
     """Replaces this process by a command: so its terminal, its signals and its exit code are as they should be."""
     variables = variables_of(launch, container, os.environ)
     directory = launch["directory"]
+    if container is not None and container["process"]:
+        entering.enter(container["process"])
     try:
         os.chdir(directory)
     except OSError as error:

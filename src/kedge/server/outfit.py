@@ -292,7 +292,7 @@ class Outfitter:
         else:  # files are imported from where they are
             path = [files.root for files in spec.image.mounts if files.target in spec.image.python_path]
         directory = built.directory
-        if not own and not os.path.isdir(directory):
+        if not own and (directory == HOME or not os.path.isdir(directory)):
             os.makedirs(self._workplace, mode=0o700, exist_ok=True)
             directory = self._workplace
         return EnvironmentSpec(
