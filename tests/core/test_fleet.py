@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kedge.core.fleet import BACKOFF_S, EXIT_GRACE_S, LAST_MOMENT_S, MAX_CRASHES
+from kedge.core.backoff import BACKOFF_S
+from kedge.core.fleet import EXIT_GRACE_S, LAST_MOMENT_S, MAX_CRASHES
 from kedge.core.outbox import ENGINE
 from kedge.model import protocol as p
 from kedge.model.payload import INIT_FAILURE, SUCCESS, ErrorInfo
@@ -461,7 +462,7 @@ def test_a_connection_that_breaks_ends_the_container(bench: Make) -> None:
     assert b.plane.pools[F].running == 1, "its input waits until the process has surely gone"
     b.lose("ct-1", signal=9)
     b.lose("ct-2", signal=9)
-    assert b.plane.pools[F].fleet._failures == 1, "one of them was starting"
+    assert b.plane.pools[F].fleet._backoff.failures == 1, "one of them was starting"
 
 
 # ---------------------------------------------------------------- room

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from kedge.core.outbox import ENGINE
 from kedge.model import protocol as p
 from kedge.model.payload import SUCCESS, TERMINATED
-from kedge.model.spec import AutoscalerSettings, MethodSpec, ParameterSpec, Variant
+from kedge.model.spec import AutoscalerSettings, ImageSpec, ImageStep, MethodSpec, ParameterSpec, Variant
 from tests.core.conftest import Bench, F, Make, app, function
 
 ONE = AutoscalerSettings(min_containers=1)
@@ -141,6 +142,15 @@ def test_a_variant_has_a_pool_of_its_own(bench: Make) -> None:
     b.submit(1, "fc-2")
     b.ready()
     assert [len(b.running(container)) for container in b.started] == [7, 1]
+
+
+def test_a_variant_runs_in_the_image_that_was_built_for_its_function(bench: Make) -> None:
+    """Who makes a variant has the image as it was declared."""
+    declared = ImageSpec((ImageStep("debian_slim"),), "d1")
+    built = replace(declared, id="im-1")
+    b = bench(replace(function(), image=built))
+    b.send(p.VariantBound(Variant(function=F, variant="v1", spec=replace(function(), image=declared))), "se-1")
+    assert b.plane.pools[f"{F}@v1"].spec.image == built
 
 
 def test_an_announced_variant_keeps_its_min_containers(bench: Make) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kedge.core.scheduler import Placement, Scheduler, Unplaceable, matches
+from kedge.core.scheduler import Placement, Scheduler, Unplaceable
+from kedge.model.gpus import matches
 from kedge.model.spec import GpuRequest, Resources
 
 

@@ -10,6 +10,7 @@ import pytest
 from kedge.core.agenda import Agenda
 from kedge.core.calls import Input
 from kedge.core.containers import Container
+from kedge.core.devices import Slab
 from kedge.core.fleet import Fleet
 from kedge.core.outbox import Outbox
 from kedge.core.plane import Plane
@@ -84,7 +85,17 @@ def room_is_never_given_back(patch: Patch) -> None:
 
 def machines_are_endless(patch: Patch) -> None:
     place = Scheduler.place
-    patch.setattr(Scheduler, "place", lambda self, resources, overcommit=False: place(self, resources, True))
+    patch.setattr(
+        Scheduler, "place", lambda self, resources, overcommit=False, peak=0: place(self, resources, True, peak)
+    )
+
+
+def memory_of_devices_is_endless(patch: Patch) -> None:
+    patch.setattr(Slab, "has_room", lambda self, vram: not self.whole)
+
+
+def shared_devices_are_given_whole(patch: Patch) -> None:
+    patch.setattr(Slab, "unused", property(lambda self: not self.whole))
 
 
 def nobody_leaves_for_others(patch: Patch) -> None:
@@ -117,6 +128,8 @@ CAUGHT = [
     (cancels_are_not_passed_on, "a_caller_leaves", "it did not come to this"),
     (room_is_never_given_back, "to_zero_and_back", "AssertionError"),
     (machines_are_endless, "two_functions_share_room_for_one", "capacity: "),
+    (memory_of_devices_is_endless, "two_models_share_a_gpu", "vram: "),
+    (shared_devices_are_given_whole, "a_whole_gpu_is_nobody_s_beside", "devices: "),
     (nobody_leaves_for_others, "idle_containers_make_room", "it did not come to this"),
     (duties_are_done_too_late, "to_zero_and_back", "no spinning: "),
     (idle_containers_stay, "a_poison_input_kills_its_containers", "rest: "),

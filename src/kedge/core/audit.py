@@ -85,10 +85,16 @@ def _machines(plane: Plane) -> None:
         assert node.containers == len(placed)
         assert abs(node.cpu_used - sum(place.cpu for place in placed)) < 1e-6
         assert node.memory_used == sum(place.memory for place in placed)
-        for gpu, count in node.capacity.items():
-            taken = [device for place in placed if place.gpu == gpu for device in place.devices]
-            assert len(taken) + len(node.devices[gpu]) == count
-            assert len(dict.fromkeys(taken)) == len(taken)
+        for slab in node.devices:
+            index = slab.device.index
+            has = [place for place in placed if index in place.devices]
+            parts = [place.vram[place.devices.index(index)] for place in has if place.vram]
+            assert (slab.whole, slab.sharers, slab.vram) == (len(has) - len(parts), len(parts), sum(parts))
+            assert slab.whole <= 1
+            assert not (slab.whole and slab.sharers), (
+                f"{slab.device.name} [{index}] is shared, and somebody has it whole"
+            )
+            assert all(place.gpu == slab.device.name for place in has)
 
 
 def _inputs(plane: Plane) -> None:

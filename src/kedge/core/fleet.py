@@ -10,6 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from kedge.core.autoscaler import Decision, Observation, decide
+from kedge.core.backoff import Backoff
 from kedge.core.containers import DRAINING, GONE, READY, STARTING, Container, crash_error, start_error
 from kedge.core.outbox import ENGINE
 from kedge.core.scheduler import Placement, Unplaceable
@@ -26,9 +27,6 @@ STARTUP_GUESS_S = 0.2
 MAX_CRASHES = 3
 """Containers that may die in a row before becoming ready, until those who wait are told: so many, and more than are
 still coming up."""
-BACKOFF_S = 0.5
-MAX_BACKOFF_S = 60.0
-"""Starts after a failed one wait 0.5 s, doubling up to a minute: a crash loop costs little and heals by itself."""
 MIN_WINDOW_S = 0.01
 """An idle container is not looked at more often than this, whatever its scaledown_window."""
 LAST_MOMENT_S = 1.0
@@ -52,8 +50,7 @@ class Fleet:
         self.waiting_for_room = ""
         self.stopped = False
         self._plane = plane
-        self._failures = 0
-        self._retry_at = 0.0
+        self._backoff = Backoff()
         self._over_since: float | None = None
         self._over_finished = 0
         self._sample: tuple[float, int] | None = None
@@ -155,13 +152,14 @@ class Fleet:
     # ------------------------------------------------------------ containers come
 
     def _start(self, count: int, now: float) -> None:
-        if now < self._retry_at:
+        if now < self._backoff.until:
             return
+        peak = self._plane.vram.peak(self.pool)
         scheduler, resources = self._plane.scheduler, self.pool.spec.resources
         for _ in range(count):
-            place = scheduler.place(resources)
+            place = scheduler.place(resources, peak=peak)
             if isinstance(place, Unplaceable) and self._is_waited_for():
-                place = scheduler.place(resources, overcommit=True)
+                place = scheduler.place(resources, overcommit=True, peak=peak)
             if isinstance(place, Unplaceable):
                 self._no_room(place)
                 return
@@ -237,8 +235,7 @@ class Fleet:
             return
         self.starting -= 1
         self.ready += 1
-        self._failures = 0
-        self._retry_at = 0.0
+        self._backoff.succeeded()
         took = now - container.requested_at
         self.startup_s = took if self.started == 1 else self.startup_s + 0.3 * (took - self.startup_s)
         self._plane.deployments.came_up(self.pool)
@@ -257,14 +254,12 @@ class Fleet:
         self._plane.outbox.send(ENGINE, KillContainer(container.id, EXIT_GRACE_S))
         tried = self._plane.deployments.failed(self.pool, error)
         self._count_failure()
-        if not (tried or self.ready) and self._failures > self.starting:
+        if not (tried or self.ready) and self._backoff.failures > self.starting:
             self.pool.fail_queued(Result(INIT_FAILURE, error=error))
 
     def _count_failure(self) -> None:
-        self._failures += 1
-        delay = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** min(self._failures - 1, 10))
-        self._retry_at = self._plane.agenda.now + delay
-        self._plane.agenda.at(self._retry_at, lambda at: self._plane.touch(self.pool))
+        self._backoff.failed(self._plane.agenda.now)
+        self._plane.agenda.at(self._backoff.until, lambda at: self._plane.touch(self.pool))
 
     # ------------------------------------------------------------ containers leave
 
@@ -316,8 +311,12 @@ class Fleet:
 
     @property
     def spare(self) -> bool:
-        """Whether there is one more container than must be kept."""
-        return self.ready + self.starting > self._floor(self._running() + self.pool.backlog, self.pool.suspects.held)
+        return self.surplus > 0
+
+    @property
+    def surplus(self) -> int:
+        """How many more containers there are than must be kept."""
+        return self.ready + self.starting - self._floor(self._running() + self.pool.backlog, self.pool.suspects.held)
 
     def _floor(self, demand: int, held: int) -> int:
         """Containers to keep for so many inputs: the buffer comes on top of those that hold them."""
@@ -390,8 +389,9 @@ class Fleet:
         if starting and not blameless:
             tried = self._plane.deployments.failed(self.pool, start_error(message))
             self._count_failure()
-            if not (tried or self.ready) and self._failures >= max(MAX_CRASHES, self.starting + 1):
-                self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, self._failures)))
+            times = self._backoff.failures
+            if not (tried or self.ready) and times >= max(MAX_CRASHES, self.starting + 1):
+                self.pool.fail_queued(Result(INIT_FAILURE, error=crash_error(message, times)))
 
     def _leave(self, container: Container, state: str) -> None:
         self.pool.left(container)

@@ -24,6 +24,7 @@ from kedge.core.registry import Registry
 from kedge.core.room import Rooms
 from kedge.core.routes import Routes
 from kedge.core.scheduler import Scheduler
+from kedge.core.vram import Vram
 from kedge.model import protocol as p
 from kedge.model.ids import CONTAINER, IdFactory
 from kedge.model.payload import TERMINATED, ErrorInfo, Result
@@ -35,6 +36,7 @@ class Plane:
         self.agenda = Agenda()
         self.scheduler = Scheduler()
         self.rooms = Rooms(self)
+        self.vram = Vram(self)
         self.calls = Calls(self.outbox)
         self.routes = Routes()
         self.registry = Registry(self)
@@ -82,6 +84,7 @@ class Plane:
             p.ContainerLeaving: self._container_leaving,
             p.Heartbeat: self._heartbeat,
             p.NodeJoined: self._node_joined,
+            p.VramMeasured: self.vram.measured,
             p.NodeLost: self._node_lost,
             p.TimePassed: self._time_passed,
         }
@@ -350,7 +353,7 @@ class Plane:
             container.pool.loop_blocks += message.loop_blocks
 
     def _node_joined(self, message: p.NodeJoined, now: float, sender: str) -> None:
-        self.scheduler.join(message.node, message.cpu, message.memory, message.gpus)
+        self.scheduler.join(message.node, message.cpu, message.memory, message.gpus, message.devices)
         self._touched.update(dict.fromkeys(self.pools.values()))
 
     def _node_lost(self, message: p.NodeLost, now: float, sender: str) -> None:

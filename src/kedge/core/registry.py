@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from kedge.core.apps import App, normalised, rebased, unkept
 from kedge.core.pool import Pool
 from kedge.model import protocol as p
@@ -113,6 +115,9 @@ class Registry:
         if variant.function not in app.functions:
             # Made from the declaration of some version, and this one may be another.
             spec = self._renewed(app, variant.function, spec)
+        declared = app.declared(spec.name)
+        if declared is not None:  # no option changes an image, and only that of the declaration is built
+            spec = replace(spec, image=declared.image)
         pool = self.pool(app, id, normalised(spec), variant.parameters)
         if variant.parameters is None:
             self._plane.touch(pool)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kedge.core.containers import Container
     from kedge.core.plane import Plane
     from kedge.core.pool import Pool
+    from kedge.core.scheduler import Placement
 
 REASON = "its room is needed by another function"
 LASTING_S = 2.0
@@ -90,6 +91,20 @@ class Rooms:
             idle = [container for pool in pools for container in pool.index.empty()]
             self._make(sorted(idle, key=lambda c: (c.idle_since, c.order)), self._in_order())
 
+    def relieve(self, node: str, device: int) -> None:
+        """More of a shared device is in use than it has: who is idle on it leaves, the longest idle first, until the
+        others have what they use."""
+        plane = self._plane
+        slab = plane.scheduler.nodes[node].devices.slabs[device]
+        over = slab.vram - slab.device.memory
+        over -= sum(_of(container.placement, node, device) for container in self.leaving)
+        idle = [container for pool in plane.pools.values() for container in pool.index.empty()]
+        for container in sorted(idle, key=lambda c: (c.idle_since, c.order)):
+            there = _of(container.placement, node, device)
+            if over > 0 and there and container.pool.fleet.spare:
+                container.pool.fleet.retire(container, "its GPU is short of memory")
+                over -= there
+
     def _in_order(self) -> list[Pool]:
         return sorted(self._waiting, key=lambda pool: bool(pool.fleet.containers))
 
@@ -99,16 +114,57 @@ class Rooms:
         scheduler = self._plane.scheduler
         leaving = [container.placement for container in self.leaving]
         for pool in waiting:
-            resources = pool.spec.resources
-            if scheduler.would_place(resources, leaving):
+            if self._fits(pool, leaving):
                 continue
             for node in scheduler.nodes:
-                there = [c for c in idle if c.placement.node == node and c.pool.fleet.spare]
-                places = [c.placement for c in there]
-                if not scheduler.would_place(resources, leaving + places):
-                    continue
-                for count, container in enumerate(there, 1):
-                    if container.pool.fleet.spare:
-                        container.pool.fleet.retire(container, REASON)
-                    if scheduler.would_place(resources, leaving + places[:count]):
-                        return
+                going = self._enough([c for c in idle if c.placement.node == node], pool, leaving)
+                for container in going:
+                    container.pool.fleet.retire(container, REASON)
+                if going:
+                    return
+
+    def _enough(self, idle: list[Container], pool: Pool, leaving: list[Placement]) -> list[Container]:
+        """Of these, in their order, those whose leaving gives the pool its place, and none that need not go; nothing
+        where all of them together would not."""
+        spare: dict[Pool, int] = {}
+        chosen: list[Container] = []
+        for container in idle:
+            left = spare.get(container.pool)
+            left = container.pool.fleet.surplus if left is None else left
+            if left > 0:
+                spare[container.pool] = left - 1
+                chosen.append(container)
+        groups = [chosen]
+        if pool.spec.resources.gpus:  # one device is enough, mostly, and then nobody leaves another
+            by_device: dict[tuple[int, ...], list[Container]] = {}
+            for container in chosen:
+                by_device.setdefault(container.placement.devices, []).append(container)
+            groups += by_device.values()
+        enough = [group for group in groups if self._fits(pool, leaving + [c.placement for c in group])]
+        return min((self._needed(group, group, pool, leaving) for group in enough), key=len, default=[])
+
+    def _needed(
+        self, chosen: list[Container], part: list[Container], pool: Pool, leaving: list[Placement]
+    ) -> list[Container]:
+        """Of those chosen all that must go, when as many as possible of this part stay: the later ones rather than the
+        earlier. By halves, so that many who stay cost few looks."""
+        going = set(part)
+        others = [c for c in chosen if c not in going]
+        if self._fits(pool, leaving + [c.placement for c in others]):
+            return others
+        if len(part) > 1:
+            half = len(part) // 2
+            chosen = self._needed(chosen, part[half:], pool, leaving)
+            chosen = self._needed(chosen, part[:half], pool, leaving)
+        return chosen
+
+    def _fits(self, pool: Pool, without: list[Placement]) -> bool:
+        plane = self._plane
+        return plane.scheduler.would_place(pool.spec.resources, without, plane.vram.peak(pool))
+
+
+def _of(place: Placement, node: str, device: int) -> int:
+    """MiB of a shared device that a place has."""
+    if place.node != node or not place.vram or device not in place.devices:
+        return 0
+    return place.vram[place.devices.index(device)]

@@ -1,16 +1,18 @@
 """Where a container goes: a node with room for its cpu, memory and devices, or the reason why none has it.
 
 Requests bound placement. One that is larger than every node is clamped to the largest, so that a file written for a big
-machine still runs on a laptop. Devices are never clamped: what is not there cannot be used.
+machine still runs on a laptop. Devices are never clamped: what is not there cannot be used (`core.devices`).
 """
 
 from __future__ import annotations
 
-from msgspec import Struct
+from collections.abc import Iterable
 
-from kedge.model.spec import GpuRequest, Resources
+from msgspec import Struct, structs
 
-ANY_GPU = "ANY"
+from kedge.core.devices import Devices, Share, Slab, impossible, spelled
+from kedge.model.gpus import GpuDevice, counted
+from kedge.model.spec import Resources
 
 
 class Node(Struct):
@@ -19,9 +21,7 @@ class Node(Struct):
     name: str
     cpu: float
     memory: int
-    devices: dict[str, list[int]]
-    """Free device indices by GPU name."""
-    capacity: dict[str, int]
+    devices: Devices
     cpu_used: float = 0.0
     memory_used: int = 0
     containers: int = 0
@@ -38,6 +38,12 @@ class Placement(Struct, frozen=True):
     gpu: str = ""
     devices: tuple[int, ...] = ()
     ports: tuple[int, ...] = ()
+    vram: tuple[int, ...] = ()
+    """MiB of each of its devices; empty: it has them whole."""
+
+    @property
+    def share(self) -> Share:
+        return Share(self.gpu, self.devices, self.vram)
 
 
 class Unplaceable(Struct, frozen=True):
@@ -51,12 +57,11 @@ class Scheduler:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
 
-    def join(self, name: str, cpu: float, memory: int, gpus: dict[str, int]) -> None:
-        free, first = {}, 0
-        for gpu, count in gpus.items():
-            free[gpu.upper()] = list(range(first, first + count))
-            first += count
-        self.nodes[name] = Node(name, cpu, memory, free, {gpu: len(ids) for gpu, ids in free.items()})
+    def join(
+        self, name: str, cpu: float, memory: int, gpus: dict[str, int], devices: tuple[GpuDevice, ...] = ()
+    ) -> None:
+        """A machine is there, with these devices, or with so many of each name."""
+        self.nodes[name] = Node(name, cpu, memory, Devices(devices or counted(gpus)))
 
     def leave(self, name: str) -> None:
         self.nodes.pop(name, None)
@@ -67,24 +72,36 @@ class Scheduler:
         memory = max((node.memory for node in self.nodes.values()), default=resources.memory)
         return min(resources.cpu, cpu), min(resources.memory, memory)
 
-    def place(self, resources: Resources, overcommit: bool = False) -> Placement | Unplaceable:
-        """Takes a place. With `overcommit` cpu and memory do not bound it: for a container without which nothing
-        moves."""
+    def impossible(self, resources: Resources) -> str:
+        """Why these devices can never be had here; empty where they can."""
+        every = [slab.device for node in self.nodes.values() for slab in node.devices] if resources.gpus else []
+        return impossible(resources, every)
+
+    def place(self, resources: Resources, overcommit: bool = False, peak: int = 0) -> Placement | Unplaceable:
+        """Takes a place.
+
+        Args:
+            resources: What is asked for.
+            overcommit: Whether cpu and memory do not bound it: for a container without which nothing moves.
+            peak: MiB of a shared device that others of its kind were seen to use.
+        """
         if not self.nodes:
             return Unplaceable("no machine has joined yet")
         cpu, memory = self.clamped(resources)
-        never = self._impossible(resources.gpus)
+        never = self.impossible(resources)
         if never:
             return Unplaceable(never, lasting=True)
         for gpu in resources.gpus or (None,):
             for node in self.nodes.values():
                 fits = node.cpu_used + cpu <= node.cpu + 1e-9 and node.memory_used + memory <= node.memory
-                name = self._device(node, gpu)
-                if name is not None and (fits or overcommit) and not _shared(resources.ports, node.ports):
-                    return self._take(node, cpu, memory, name, gpu.count if gpu else 0, resources.ports)
-        return Unplaceable(self._shortage(cpu, memory, resources))
+                if not (fits or overcommit) or _meet(resources.ports, node.ports):
+                    continue
+                share = node.devices.choose(gpu, resources.vram, peak)
+                if share is not None:
+                    return self._take(node, cpu, memory, share, resources.ports)
+        return Unplaceable(self._shortage(cpu, memory, resources, peak))
 
-    def would_place(self, resources: Resources, without: list[Placement]) -> bool:
+    def would_place(self, resources: Resources, without: list[Placement], peak: int = 0) -> bool:
         """Whether there were a place if these were released."""
         cpu, memory = self.clamped(resources)
         for node in self.nodes.values():
@@ -94,15 +111,13 @@ class Scheduler:
             if cpu_used + cpu > node.cpu + 1e-9 or memory_used + memory > node.memory:
                 continue
             left = [port for place in gone for port in place.ports]
-            if _shared(resources.ports, [port for port in node.ports if port not in left]):
+            if _meet(resources.ports, [port for port in node.ports if port not in left]):
                 continue
-            for gpu in resources.gpus or (None,):
-                if gpu is None:
-                    return True
-                for name, free in node.devices.items():
-                    freed = sum(len(place.devices) for place in gone if place.gpu == name)
-                    if (gpu.name == ANY_GPU or matches(name, gpu.name)) and len(free) + freed >= gpu.count:
-                        return True
+            if not resources.gpus:
+                return True
+            devices = node.devices.without(place.share for place in gone if place.gpu)
+            if any(devices.choose(gpu, resources.vram, peak) is not None for gpu in resources.gpus):
+                return True
         return False
 
     def release(self, placement: Placement) -> None:
@@ -114,42 +129,28 @@ class Scheduler:
         node.containers -= 1
         for port in placement.ports:
             node.ports.remove(port)
-        if placement.gpu:
-            node.devices[placement.gpu] = sorted([*node.devices[placement.gpu], *placement.devices])
+        node.devices.release(placement.share)
 
-    def _take(self, node: Node, cpu: float, memory: int, gpu: str, count: int, ports: tuple[int, ...]) -> Placement:
-        devices = tuple(node.devices[gpu][:count]) if gpu else ()
-        if gpu:
-            del node.devices[gpu][:count]
+    def grown(self, placement: Placement, vram: int) -> Placement:
+        """The placement with at least `vram` MiB of each of its shared devices: that much is used, whether it was
+        declared or not. Nothing else moves, also where a device is overdrawn by it."""
+        node = self.nodes.get(placement.node)
+        if node is None or not placement.vram or vram <= min(placement.vram):
+            return placement
+        bigger = structs.replace(placement, vram=tuple(max(vram, each) for each in placement.vram))
+        node.devices.release(placement.share)
+        node.devices.take(bigger.share)
+        return bigger
+
+    def _take(self, node: Node, cpu: float, memory: int, share: Share, ports: tuple[int, ...]) -> Placement:
+        node.devices.take(share)
         node.cpu_used += cpu
         node.memory_used += memory
         node.containers += 1
         node.ports.extend(ports)
-        return Placement(node.name, cpu, memory, gpu, devices, ports)
+        return Placement(node.name, cpu, memory, share.name, share.devices, ports, share.vram)
 
-    def _device(self, node: Node, gpu: GpuRequest | None) -> str | None:
-        """The name under which `node` has these devices free; "" where none are asked for; None where it has not."""
-        if gpu is None:
-            return ""
-        names = list(node.devices) if gpu.name == ANY_GPU else [n for n in node.devices if matches(n, gpu.name)]
-        return next((name for name in names if len(node.devices[name]) >= gpu.count), None)
-
-    def _impossible(self, gpus: tuple[GpuRequest, ...]) -> str:
-        for gpu in gpus:
-            for node in self.nodes.values():
-                for name, count in node.capacity.items():
-                    if count >= gpu.count and (gpu.name == ANY_GPU or matches(name, gpu.name)):
-                        return ""
-        if not gpus:
-            return ""
-        asked = " or ".join(f"{gpu.name}:{gpu.count}" if gpu.count > 1 else gpu.name for gpu in gpus)
-        have = [f"{name}={count}" for node in self.nodes.values() for name, count in node.capacity.items()]
-        return (
-            f"gpu {asked} was asked for, and this machine has {', '.join(have) or 'no GPU'}: "
-            f'declare devices with KEDGE_GPUS="{gpus[0].name}={gpus[0].count}", or leave out gpu='
-        )
-
-    def _shortage(self, cpu: float, memory: int, resources: Resources) -> str:
+    def _shortage(self, cpu: float, memory: int, resources: Resources, peak: int) -> str:
         parts, gpus = [], resources.gpus
         if taken := [port for port in resources.ports if all(port in node.ports for node in self.nodes.values())]:
             return (
@@ -158,21 +159,29 @@ class Scheduler:
             )
         for node in self.nodes.values():
             used = f"{node.cpu_used:g} of {node.cpu:g} cpu and {node.memory_used} of {node.memory} MiB are taken"
-            free = ", ".join(f"{len(ids)} of {node.capacity[gpu]} {gpu} free" for gpu, ids in node.devices.items())
+            free = ", ".join(_free(node.devices))
             parts.append(f"{node.name}: {used}{f' ({free})' if free and gpus else ''}")
-        asked = f"{cpu:g} cpu and {memory} MiB" + (f" and {gpus[0].name}:{gpus[0].count}" if gpus else "")
+        asked = f"{cpu:g} cpu and {memory} MiB"
+        if gpus and (resources.vram is not None or gpus[0].fraction):
+            of = spelled(gpus[0]) if resources.vram is None else f"{resources.vram} MiB of {spelled(gpus[0])}"
+            asked += f" and {of}{f' ({peak} MiB by what was measured)' if peak > (resources.vram or 0) else ''}"
+        elif gpus:
+            asked += f" and {gpus[0].name}:{gpus[0].count}"
         return f"a container asks for {asked}; {'; '.join(parts)}"
 
 
-def _shared(asked: tuple[int, ...], taken: list[int]) -> bool:
+def _free(devices: Iterable[Slab]) -> Iterable[str]:
+    """What is left of devices, by name, and of each that is shared."""
+    kinds: dict[str, list[Slab]] = {}
+    for slab in devices:
+        kinds.setdefault(slab.device.name, []).append(slab)
+    for name, slabs in kinds.items():
+        yield f"{sum(slab.unused for slab in slabs)} of {len(slabs)} {name} free"
+        for slab in slabs:
+            if slab.sharers:
+                left = max(0, slab.device.memory - slab.vram)
+                yield f"{left} of {slab.device.memory} MiB left of {name} [{slab.device.index}]"
+
+
+def _meet(asked: tuple[int, ...], taken: list[int]) -> bool:
     return bool(asked) and any(port in taken for port in asked)
-
-
-def matches(have: str, asked: str) -> bool:
-    """Whether a device called `have` serves a request for `asked`: A100 means either size of it.
-
-    >>> matches("A100-80GB", "A100"), matches("H100", "H100!"), matches("A100", "H100")
-    (True, True, False)
-    """
-    asked = asked.removesuffix("!")
-    return have == asked or have.partition("-")[0] == asked

@@ -10,13 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kedge.core.containers import READY, STARTING
+from kedge.core.devices import need
 from kedge.core.pool import Pool
 from kedge.model import protocol as p
+from kedge.model.gpus import counted, matches
 from kedge.model.payload import SUCCESS, Result
 
 if TYPE_CHECKING:
     from kedge.core.outbox import Command
-    from kedge.model.spec import FunctionSpec
+    from kedge.model.spec import FunctionSpec, Resources
     from kedge.sim.client import SimCall, SimClient
     from kedge.sim.machine import Run, SimContainer
     from kedge.sim.world import World
@@ -38,9 +40,13 @@ class Violation(AssertionError):
 class Held:
     """What a container takes of a node, from its order to its loss."""
 
-    __slots__ = ("cpu", "devices", "memory", "node", "pool")
+    __slots__ = ("cpu", "devices", "memory", "node", "pool", "vram")
 
-    def __init__(self, pool: str, node: str, cpu: float, memory: int, devices: list[int]) -> None:
+    def __init__(
+        self, pool: str, node: str, cpu: float, memory: int, devices: list[int], vram: tuple[int, ...]
+    ) -> None:
+        self.vram = list(vram)
+        """MiB of each device, by declaration or measurement; empty where it has them whole."""
         self.pool = pool
         self.node = node
         self.cpu = cpu
@@ -67,6 +73,8 @@ class Checks:
 
         self._visible: dict[str, set[tuple[str, int]]] = {}
         self._held: dict[str, Held] = {}
+        self._used: dict[str, int] = {}
+        """The most GPU memory that was measured of a container of each pool."""
 
     def fail(self, rule: str, text: str) -> NoReturn:
         raise Violation(rule, text)
@@ -76,6 +84,7 @@ class Checks:
         self._lease = 0
         self._disowned.clear()
         self._held.clear()
+        self._used.clear()
 
     # ------------------------------------------------------------ at every step
 
@@ -88,6 +97,8 @@ class Checks:
             self._held = {id: held for id, held in self._held.items() if held.node != message.node}
         elif kind is p.InputsOverran:
             self._given_up(message.leases)
+        elif kind is p.VramMeasured:
+            self._measured(message)
         elif kind is p.TimePassed and self._last == self._world.now:
             self._spins += 1
             if self._spins > SPIN:
@@ -140,7 +151,8 @@ class Checks:
         others = [held for held in self._held.values() if held.pool == order.pool]
         cpu = min(spec.resources.cpu, max(node.cpu for node in nodes.values()))
         memory = min(spec.resources.memory, max(node.memory for node in nodes.values()))
-        self._held[order.container] = Held(order.pool, order.node, cpu, memory, order.devices)
+        vram = world.plane.containers[order.container].placement.vram
+        held = self._held[order.container] = Held(order.pool, order.node, cpu, memory, order.devices, vram)
         node = nodes[order.node]
         there = [held for held in self._held.values() if held.node == order.node]
         used = sum(held.cpu for held in there), sum(held.memory for held in there)
@@ -148,9 +160,37 @@ class Checks:
             nested = not others and any(input.call.parent for input in pool.queue)
             if not nested:
                 self.fail("capacity", f"{order} brings {order.node} to {used} of {node.cpu} cpu and {node.memory} MiB")
-        devices = [device for held in there for device in held.devices]
-        if len(dict.fromkeys(devices)) != len(devices) or any(d >= sum(node.gpus.values()) for d in devices):
-            self.fail("devices", f"{order} brings {order.node} to devices {devices} of {node.gpus}")
+        if order.devices:
+            self._gives_devices(order, held, spec.resources, [other for other in there if other is not held])
+
+    def _gives_devices(self, order: p.StartContainer, held: Held, resources: Resources, others: list[Held]) -> None:
+        """Whole devices are one container's alone; of shared ones no more is given than there is, by what was declared
+        and by what was measured."""
+        node = self._world.nodes[order.node]
+        known = {device.index: device for device in node.devices or counted(node.gpus)}
+        for number, index in enumerate(order.devices):
+            device = known.get(index)
+            beside = [other for other in others if index in other.devices]
+            if device is None or (beside and not (held.vram and all(other.vram for other in beside))):
+                self.fail("devices", f"{order} gets device {index} of {list(known)}, which {len(beside)} others have")
+            asks = [gpu for gpu in resources.gpus if matches(device.name, gpu.name) and gpu.count == len(order.devices)]
+            if not asks:
+                self.fail("devices", f"{order} gets a {device.name}, and asks for {resources.gpus}")
+            if not held.vram:
+                continue
+            least = min(need(device, gpu, resources.vram, self._used.get(order.pool, 0)) for gpu in asks)
+            taken = sum(other.vram[other.devices.index(index)] for other in beside)
+            if held.vram[number] < least or taken + held.vram[number] > device.memory:
+                self.fail(
+                    "vram", f"{order} gets {held.vram[number]} MiB of {device}, needs {least}, and {taken} are taken"
+                )
+
+    def _measured(self, message: p.VramMeasured) -> None:
+        for id, used in message.used.items():
+            held = self._held.get(id)
+            if held is not None and held.vram:
+                held.vram = [max(used, each) for each in held.vram]
+                self._used[held.pool] = max(used, self._used.get(held.pool, 0))
 
     def _disown(self, address: str, leases: list[int]) -> None:
         self._disowned.update(leases)
@@ -317,7 +357,7 @@ class Checks:
         if fleet.ready >= fleet.settings.min_containers or fleet.starting:
             return False
         plane = self._world.plane
-        if plane.scheduler.would_place(pool.spec.resources, []):
+        if plane.scheduler.would_place(pool.spec.resources, [], plane.vram.peak(pool)):
             return False
         return not any(other.fleet.spare for other in plane.pools.values() if other.index.size)
 

@@ -376,7 +376,9 @@ class SimContainer:
         if self.client is not None:
             self.client.leave()
         if said:
-            self._engine.up.send(p.ContainerLost(self.id, reason, exit_code, signal, out_of_memory, blameless))
+            self._engine.up.send(
+                p.ContainerLost(self.id, reason, exit_code, signal, out_of_memory, blameless=blameless)
+            )
             self._hang_up()
         else:
             self.up.cut = True

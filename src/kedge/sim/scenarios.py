@@ -9,13 +9,13 @@ from __future__ import annotations
 from kedge.model import protocol as p
 from kedge.model.payload import INIT_FAILURE, INTERNAL_FAILURE, SUCCESS, TERMINATED
 from kedge.model.spec import AutoscalerSettings, Concurrency, RetryPolicy
-from kedge.sim import deploying, isolation, situations
+from kedge.sim import deploying, isolation, sharing, situations
 from kedge.sim.client import SimCall, SimClient
 from kedge.sim.machine import FLAKY, OK, POISON, STUBBORN, work
 from kedge.sim.stage import SCENARIOS, F, dropped, every, is_running, only, scenario, stage, wait
 from kedge.sim.world import World, function
 
-__all__ = ["SCENARIOS", "deploying", "isolation", "situations"]
+__all__ = ["SCENARIOS", "deploying", "isolation", "sharing", "situations"]
 
 # ---------------------------------------------------------------- the seven scars
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
+from kedge.model import protocol as p
 from kedge.model.ids import function_id
 from kedge.model.payload import Payload
 from kedge.model.spec import (
@@ -34,6 +35,13 @@ SPANS_S = (0.5, 5.0, 30.0)
 """Seconds over which things happen."""
 SERVICES_S = (0.00002, 0.001, 0.02, 0.3)
 """Typical times of user code: shorter than a round trip, about as long, longer, much longer."""
+DEVICES = (
+    (),
+    (GpuRequest("H100"),),
+    (GpuRequest("L4", 2), GpuRequest("ANY")),
+    (GpuRequest("H100", 1, 0.3), GpuRequest("L4", 1, 0.5)),
+)
+"""What functions ask for where machines have GPUs."""
 LEAF = "leaf"
 """The function that nested calls go to; it never nests."""
 
@@ -119,9 +127,10 @@ def draw_app(random: Random, world: World, name: str, ephemeral: bool = False) -
 
 def draw_function(random: Random, world: World, name: str) -> FunctionSpec:
     maximum, target = random.choice(((1, 1), (1, 1), (4, 3), (10, 8), (50, 40)))
-    gpus = tuple(random.choice(((), (GpuRequest("H100"),), (GpuRequest("L4", 2), GpuRequest("ANY")))))
+    gpus = random.choice(DEVICES)
+    vram = random.choice((None, 20480)) if gpus and not any(gpu.fraction for gpu in gpus) else None
     if not all(node.gpus for node in world.nodes.values()):
-        gpus = ()
+        gpus, vram = (), None
     small = not gpus and random.random() < 0.6
     options: dict[str, object] = {
         "concurrency": Concurrency(maximum, target, maximum > 1),
@@ -131,7 +140,9 @@ def draw_function(random: Random, world: World, name: str) -> FunctionSpec:
             buffer_containers=random.choice((0, 0, 0, 1)),
             scaledown_window=random.choice((0.5, 2.0, 20.0)),
         ),
-        "resources": Resources(0.125) if small else Resources(random.choice((0.125, 0.5, 1.0)), None, 1024, gpus=gpus),
+        "resources": Resources(0.125)
+        if small
+        else Resources(random.choice((0.125, 0.5, 1.0)), None, 1024, gpus=gpus, vram=vram),
         "retries": random.choice((RetryPolicy(), RetryPolicy(3, 2.0, random.choice((0.0, 0.1)), 1.0))),
         "startup_timeout": random.choice((300.0, 10.0)),
         "concurrency_limit": random.choice((None, None, None, 3)),
@@ -246,6 +257,9 @@ class Plan:
             self._later(self._lose_node)
         if random.random() < 0.2:
             self._later(lambda: world.engine.lose_supervisor())
+        if any(node.gpus for node in world.nodes.values()):
+            for _ in range(random.randint(0, 5)):
+                self._later(self._measure)
         if random.random() < 0.3:
             for _ in range(random.randint(1, 3)):
                 self._later(self._update)
@@ -256,6 +270,11 @@ class Plan:
         client = self._programs[0]
         if client.session:
             client.stop(self._random.choice((self._deployed, self._owned)).app)
+
+    def _measure(self) -> None:
+        """Containers use some memory of their GPUs, whatever they have declared."""
+        containers = [container for container in self._world.engine.containers.values() if container.devices]
+        self._world.feed(p.VramMeasured({one.id: self._random.randint(100, 40_000) for one in containers}))
 
     def _update(self) -> None:
         random = self._random
