@@ -51,6 +51,24 @@ def test_equal_recipes_have_equal_digests_and_any_change_shows() -> None:
     assert base().pip_install("a", force_build=True).digest == base().pip_install("a").digest
 
 
+def test_a_container_that_finds_the_files_elsewhere_comes_to_the_same_digest() -> None:
+    def declared(directory: str, secret: kedge.Secret) -> kedge.Image:
+        return (
+            base()
+            .pip_install_from_requirements(f"{directory}/requirements.txt", secrets=[secret])
+            .workdir("/app")
+            .add_local_file(f"{directory}/a.txt", "/a.txt")
+            .add_local_dir(directory, "/data", ignore=kedge.FilePatternMatcher.from_file(f"{directory}/.gitignore"))
+        )
+
+    here = declared("/home/me/project", kedge.Secret.from_dict({"A": "1"}))
+    there = declared("/kedge/code/12ab", kedge.Secret.from_dict({"A": "2"}))
+    assert here.digest == there.digest
+    assert here != there
+    assert base().workdir("/a").digest != base().workdir("/b").digest
+    assert base().add_local_file("a", "/x").digest != base().add_local_file("b", "/x").digest
+
+
 def test_the_whole_chain() -> None:
     secret = kedge.Secret.from_name("token")
     image = (
@@ -78,19 +96,26 @@ def test_the_whole_chain() -> None:
     assert len(image.spec.steps) == 20
     assert len(image.digest) == 64
     assert dict(image.spec.steps[2].arguments)["secrets"] == "[\"Secret 'token'\"]"
+    assert "hunter2" not in repr(base().pip_install("x", secrets=[kedge.Secret.from_dict({"A": "hunter2"})]).spec)
 
 
 def test_other_bases() -> None:
     makers = [
         kedge.Image.micromamba(),
         kedge.Image.from_dockerfile("Dockerfile", build_args={"A": "1"}, ignore=["*.log"]),
-        kedge.Image.from_scratch(),
-        kedge.Image.from_aws_ecr("x"),
-        kedge.Image.from_gcp_artifact_registry("x"),
         kedge.Image.from_name("x"),
         kedge.Image.from_id("im-1"),
     ]
     assert len({image.digest for image in makers}) == len(makers)
+
+
+def test_bases_that_make_no_sense_here_say_what_does() -> None:
+    with pytest.raises(UnavailableError, match=r"a container needs Python in it; begin with Image.debian_slim\(\)"):
+        kedge.Image.from_scratch()
+    with pytest.raises(UnavailableError, match=r"write Image.from_registry\('x', .* `aws ecr get-login-password`"):
+        kedge.Image.from_aws_ecr("x")
+    with pytest.raises(UnavailableError, match=r"write Image.from_registry\('x', .* `gcloud auth print-access-token`"):
+        kedge.Image.from_gcp_artifact_registry("x")
 
 
 def test_run_function_is_keyed_by_source_constants_and_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +144,11 @@ def test_run_function_is_keyed_by_source_constants_and_arguments(monkeypatch: py
             lambda: base().add_local_python_source("./helpers.py"),
             r"takes module names such as 'helpers', not './helpers.py'",
         ),
+        (lambda: base().add_local_file("a", "/x/../etc/passwd"), r"'/x/../etc/passwd' has '..' in it"),
+        (lambda: base().add_local_python_source(), r"needs the name of a module, such as 'helpers'"),
+        (lambda: base().add_local_dir("a", "/a", ignore=3), r"ignore is a list of patterns .* not 3"),
+        (lambda: base().add_local_dir("a", "/a", ignore=["["]), r"the pattern '\[' has a '\[' without its '\]'"),
+        (lambda: base().run_commands("x", secrets="NAME"), r"secrets"),
         (lambda: base().pip_install(3), r"Image.pip_install takes strings, or lists of strings, not 3"),
         (lambda: kedge.Image.debian_slim(3.1), r"python_version is a string such as '3.12', not 3.1"),
         (lambda: kedge.Image.from_registry("x", add_python="4"), r"add_python is a string such as '3.12', not '4'"),
@@ -147,12 +177,6 @@ def test_pipe_puts_a_function_into_the_chain() -> None:
         return image.apt_install(*packages)
 
     assert base().pipe(tools, "git", "curl") == base().apt_install("git", "curl")
-
-
-def test_building_comes_later() -> None:
-    for use in (base().build, lambda: base().publish("x")):
-        with pytest.raises(UnavailableError, match=r"Image.\w+ does not exist in this version of kedge yet"):
-            use()
 
 
 def test_imports_are_deferred_here_and_raised_in_containers_of_the_image() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from kedge.sdk import recipe
-from kedge.sdk.later import Secret
+from kedge.sdk.secret import Secret
 
 if TYPE_CHECKING:
     from kedge.sdk.recipe import Path
@@ -33,6 +33,7 @@ class PackageSteps(recipe.Recipe):
         """Installs packages with pip."""
         return self._then(
             "pip_install",
+            recipe.note("Image.pip_install", secrets),
             packages=recipe.flatten("Image.pip_install", packages),
             find_links=find_links,
             index_url=index_url,
@@ -61,6 +62,7 @@ class PackageSteps(recipe.Recipe):
         """Installs packages with uv."""
         return self._then(
             "uv_pip_install",
+            recipe.note("Image.uv_pip_install", secrets),
             packages=recipe.flatten("Image.uv_pip_install", packages),
             requirements=[str(path) for path in requirements],
             find_links=find_links,
@@ -90,6 +92,7 @@ class PackageSteps(recipe.Recipe):
         """Installs what the lock file of a uv project says."""
         return self._then(
             "uv_sync",
+            recipe.note("Image.uv_sync", secrets),
             uv_project_dir=str(uv_project_dir),
             not_frozen=not frozen,
             groups=list(groups),
@@ -103,7 +106,11 @@ class PackageSteps(recipe.Recipe):
     def pip_install_from_requirements(self, requirements_txt: Path, *, force_build: bool = False, **pip: Any) -> Self:
         """Installs a requirements file; keywords as those of `pip_install`."""
         return self._then(
-            "pip_install_from_requirements", path=str(requirements_txt), force_build=force_build, **recipe.plain(pip)
+            "pip_install_from_requirements",
+            recipe.note("Image.pip_install_from_requirements", pip.get("secrets", ())),
+            path=str(requirements_txt),
+            force_build=force_build,
+            **recipe.plain(pip),
         )
 
     def pip_install_from_pyproject(
@@ -112,6 +119,7 @@ class PackageSteps(recipe.Recipe):
         """Installs the dependencies that a pyproject.toml names."""
         return self._then(
             "pip_install_from_pyproject",
+            recipe.note("Image.pip_install_from_pyproject", pip.get("secrets", ())),
             path=str(pyproject_toml),
             optional_dependencies=list(optional_dependencies),
             force_build=force_build,
@@ -124,6 +132,7 @@ class PackageSteps(recipe.Recipe):
         """Installs packages of private Git repositories."""
         return self._then(
             "pip_install_private_repos",
+            recipe.note("Image.pip_install_private_repos", secrets),
             repositories=recipe.flatten("Image.pip_install_private_repos", repositories),
             git_user=git_user,
             secrets=recipe.names_of(secrets),
@@ -143,6 +152,7 @@ class PackageSteps(recipe.Recipe):
         lock = poetry_lockfile and str(poetry_lockfile)
         return self._then(
             "poetry_install_from_file",
+            recipe.note("Image.poetry_install_from_file", poetry.get("secrets", ())),
             path=str(poetry_pyproject_toml),
             lock=lock,
             force_build=force_build,
@@ -162,6 +172,7 @@ class PackageSteps(recipe.Recipe):
         """Installs packages with micromamba."""
         return self._then(
             "micromamba_install",
+            recipe.note("Image.micromamba_install", secrets),
             packages=recipe.flatten("Image.micromamba_install", packages),
             spec_file=spec_file and str(spec_file),
             channels=list(channels),
