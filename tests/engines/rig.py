@@ -18,7 +18,7 @@ from kedge.engines.base import Fact
 from kedge.engines.process import ProcessEngine
 from kedge.model.payload import Payload
 from kedge.model.protocol import ContainerLost, ContainerStarted, ForkServerReported, OutputCaptured
-from kedge.model.spec import CodeSpec, EnvironmentSpec, FunctionSpec, Launch, Resources
+from kedge.model.spec import CodeSpec, EnvironmentSpec, FunctionSpec, Isolation, Launch, Resources
 
 PATIENCE_S = 60.0
 """Far beyond what anything here takes: only a failure waits so long."""
@@ -96,6 +96,7 @@ def make_launch(
     directory: str = "/",
     cpu: float = 1.0,
     alias_modal: bool = False,
+    isolation: Isolation = Isolation(),
 ) -> Launch:
     """A launch whose code is `source`, for the stand-in."""
     return Launch(
@@ -122,6 +123,7 @@ def make_launch(
             alias_modal=alias_modal,
         ),
         preload=preload,
+        isolation=isolation,
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 SUPERVISOR = "supervisor"
 FORK_SERVER = "fork-server"
 CONTAINER = "container"
+PROBE = "probe"
 
 
 def command(
@@ -62,8 +63,13 @@ def main() -> None:
     own = library_entries(sys.path)
     sys.path[:] = completed(own, runtime)
     sys.argv[1:] = []
-    if role == SUPERVISOR:
+    if role in (SUPERVISOR, PROBE):
         _bare_package("kedge", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        if role == PROBE:
+            from kedge.engines import probe
+
+            probe.main(int(descriptor))
+            return
         from kedge.engines import supervisor
 
         supervisor.main(int(descriptor), runtime, runner)

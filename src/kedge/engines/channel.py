@@ -12,26 +12,31 @@ import socket
 from collections import deque
 from typing import Any
 
+from kedge.engines.bounds import Bounds
 from kedge.model.protocol import Message
 from kedge.wire.codec import FrameDecoder, encode
 
 _READ_SIZE = 64 * 1024
 _MAX_FDS = 64
-"""More descriptors than one read can bring: each message carries at most four."""
+"""More descriptors than one read can bring: each message carries at most six."""
 
 
 class ServerPrepared(Message, frozen=True):
-    """To a fork server, first: what to hold."""
+    """To a fork server, first: what to hold. Where `confined`, a descriptor comes along: the mounts from which its
+    containers make theirs."""
 
     sys_path: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     alias_modal: bool = False
+    confined: bool = False
 
 
 class ContainerForked(Message, frozen=True):
-    """To a fork server: make a container. Four descriptors come along: its launch, stdout, stderr, records."""
+    """To a fork server: make a container. Descriptors come along: its launch, stdout, stderr, records, and for a
+    confined one the init of its room and the socket that says when the room is ready."""
 
     container: str
+    bounds: Bounds = Bounds()
 
 
 class ContainerReaped(Message, frozen=True):

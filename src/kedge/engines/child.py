@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from kedge.engines import spawn, system, threads
+from kedge.engines import namespaces, spawn, system, threads
 from kedge.engines.boot import completed
-from kedge.model.spec import CodeSpec, EnvironmentSpec, FunctionSpec, Launch
+from kedge.model.spec import OCI, CodeSpec, EnvironmentSpec, FunctionSpec, Launch
 
 _decode: Callable[[bytes], Launch] = msgspec.msgpack.Decoder(Launch).decode
 
@@ -41,9 +41,14 @@ def read_whole(descriptor: int) -> bytes:
 def main(descriptor: int, runtime: Sequence[str], runner: str) -> NoReturn:
     """A fresh container, where a fork would not be safe."""
     data = read_whole(descriptor)
-    os.close(descriptor)
-    os.set_inheritable(spawn.RECORDS_FD, False)
-    live(data, spawn.RECORDS_FD, runtime, runner, forked=False)
+    records: int | None = spawn.RECORDS_FD
+    if descriptor > 2:
+        os.close(descriptor)
+        os.set_inheritable(spawn.RECORDS_FD, False)
+    else:  # a sandbox that passes on the first three only
+        records = None
+        os.dup2(os.open(os.devnull, os.O_RDONLY), descriptor)
+    live(data, records, runtime, runner, forked=False)
 
 
 def rehearse() -> None:
@@ -64,11 +69,24 @@ def rehearse() -> None:
     _decode(msgspec.msgpack.encode(launch))
 
 
-def live(data: bytes, records: int, runtime: Sequence[str], runner: str, *, forked: bool) -> NoReturn:
-    """Becomes the container that `data` describes. Ends the process, whatever happens."""
+def live(
+    data: bytes,
+    records: int | None,
+    runtime: Sequence[str],
+    runner: str,
+    *,
+    forked: bool,
+    room: Sequence[int] = (),
+) -> NoReturn:
+    """Becomes the container that `data` describes, in its `room` where it has one. Ends the process, whatever
+    happens."""
     code: Any = CRASHED
     try:
         launch = _decode(data)
+        if room:
+            _enter(room)
+        if launch.isolation.rung == OCI:
+            system.die_with(0)  # the runtime would leave it behind
         system.set_name(launch.container)
         _move_in(launch, runtime, forked)
         importlib.import_module(runner).run(launch, records)
@@ -86,6 +104,14 @@ def live(data: bytes, records: int, runtime: Sequence[str], runner: str, *, fork
         except (OSError, ValueError, AttributeError):  # closed or replaced by the user
             pass
     os._exit((code or 0) & 0xFF)
+
+
+def _enter(room: Sequence[int]) -> None:
+    try:
+        namespaces.enter(*room)
+    except OSError as error:
+        print(f"kedge: what it is to find around it cannot be made: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(spawn.CANNOT_ENTER) from None
 
 
 def _move_in(launch: Launch, runtime: Sequence[str], forked: bool) -> None:

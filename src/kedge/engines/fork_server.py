@@ -20,8 +20,9 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kedge.engines import child, fork_safety, spawn, system
+from kedge.engines import child, fork_safety, kernel, spawn, system
 from kedge.engines.boot import completed, library_entries
+from kedge.engines.bounds import Bounds, bind
 from kedge.engines.channel import (
     Channel,
     ChannelClosed,
@@ -57,6 +58,8 @@ class ForkServer:
         self._channel = channel
         self._runtime = runtime
         self._runner = runner
+        self._mounts: int | None = None
+        """Where containers are confined: the mounts from which they make theirs."""
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._running: dict[str, tuple[int, int | None]] = {}
@@ -73,6 +76,8 @@ class ForkServer:
             messages = self._channel.receive()
         order = messages[0]
         assert isinstance(order, ServerPrepared)
+        if order.confined:
+            [self._mounts] = self._channel.take(1)
         if order.sys_path:
             sys.path[:] = completed(library_entries(order.sys_path), self._runtime)
         unsafe = self._load_base(order.alias_modal)
@@ -109,7 +114,7 @@ class ForkServer:
             if self._channel.fileno() in ready:
                 for message in self._channel.receive():
                     if isinstance(message, ContainerForked):
-                        self._fork(message.container)
+                        self._fork(message)
                     elif isinstance(message, ContainerReaped):
                         self._bury(message.container)
 
@@ -128,10 +133,13 @@ class ForkServer:
             return "macOS: its system libraries do not survive a fork"
         return fork_safety.objection({0, 1, 2, self._channel.fileno()})
 
-    def _fork(self, container: str) -> None:
-        descriptors = self._channel.take(4)
-        parent = os.getpid()
+    def _fork(self, order: ContainerForked) -> None:
+        container = order.container
+        descriptors = self._channel.take(4 if self._mounts is None else 6)
+        parent = os.getpid() if self._mounts is None else 0  # which cannot be seen from inside
         try:
+            if self._mounts is not None:
+                kernel.setns(descriptors[4], kernel.NEWPID)  # for children: this process stays where it is
             process = os.fork()
         except OSError as error:
             for descriptor in descriptors:
@@ -139,7 +147,7 @@ class ForkServer:
             self._channel.send(ContainerBorn(container, error=f"cannot fork: {error}"))
             return
         if process == 0:
-            self._live(parent, *descriptors)
+            self._live(parent, order.bounds, descriptors)
         pidfd = system.open_pidfd(process)
         self._running[container] = (process, pidfd)
         if pidfd is not None:
@@ -149,15 +157,22 @@ class ForkServer:
             os.close(descriptor)
         self._channel.send(ContainerBorn(container, process))
 
-    def _live(self, parent: int, launch: int, stdout: int, stderr: int, records: int) -> NoReturn:
+    def _live(self, parent: int, bounds: Bounds, descriptors: tuple[int, ...]) -> NoReturn:
+        launch, stdout, stderr, records, *room = descriptors
         try:
             self._channel.close()
             for pidfd in self._watched:
                 os.close(pidfd)
             spawn.detach(parent, stdout, stderr)
+            if self._mounts is not None:
+                kernel.setns(self._mounts, kernel.NEWNS)  # where control groups are
+                os.close(self._mounts)
+            bind(bounds)
             data = child.read_whole(launch)
             os.close(launch)
-            child.live(data, records, self._runtime, self._runner, forked=True)
+            child.live(data, records, self._runtime, self._runner, forked=True, room=room)
+        except OSError as error:
+            os.write(2, f"kedge: cannot start: {error}\n".encode())
         finally:
             os._exit(child.CRASHED)
 

@@ -11,7 +11,9 @@ from typing import Protocol
 import msgspec
 
 from kedge.engines import system
+from kedge.engines.bounds import Bounds
 from kedge.engines.channel import Channel, ChannelClosed, ContainerForked
+from kedge.engines.rooms import Room
 from kedge.model.spec import Launch
 
 _MAX_UNANSWERED = 32
@@ -23,6 +25,9 @@ class Birth(Protocol):
 
     name: str
     launch: Launch
+    bounds: Bounds
+    room: Room | None
+    """Its pid namespace, where it has one of its own."""
 
     def hand_over(self) -> tuple[int, int, int, int]:
         """Descriptors for its process: launch, stdout, stderr, records. `keep_own` closes this side's copies."""
@@ -85,13 +90,15 @@ class ForkServer:
         while self.ready and self.waiting and len(self.unanswered) < _MAX_UNANSWERED:
             birth = self.waiting.popleft()
             try:
-                descriptors = birth.hand_over()
+                descriptors: tuple[int, ...] = birth.hand_over()
+                if birth.room is not None:
+                    descriptors += birth.room.keys
             except OSError as error:
                 birth.fail(f"no pipes for its output: {error}")
                 continue
             self.unanswered.add(birth.name)
             try:
-                self.channel.send(ContainerForked(birth.name), descriptors)
+                self.channel.send(ContainerForked(birth.name, birth.bounds), descriptors)
             except ChannelClosed:
                 self.kill()
             finally:

@@ -18,7 +18,10 @@ import socket
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from kedge.engines import boot, spawn, system, threads
+from kedge.engines.bounds import Bounds
 from kedge.engines.channel import (
     Channel,
     ChannelClosed,
@@ -31,8 +34,9 @@ from kedge.engines.channel import (
 )
 from kedge.engines.lineage import Birth, ForkServer, Lineage
 from kedge.engines.loop import Loop
+from kedge.engines.rooms import Rooms
 from kedge.model.protocol import ForkServerReported
-from kedge.model.spec import EnvironmentSpec, Launch
+from kedge.model.spec import NAMESPACE, PROCESS, EnvironmentSpec, Isolation, Launch, Limits
 from kedge.wire.codec import FrameError
 
 MAX_FORK_SERVERS = 8
@@ -47,8 +51,8 @@ _LAST_WORDS = 2000
 """Bytes of a fork server's output that are kept to explain its death."""
 
 
-Key = tuple[str, EnvironmentSpec, str]
-"""App name, environment, image. The user is the supervisor's own."""
+Key = tuple[str, EnvironmentSpec, str, Isolation]
+"""App name, environment, image, and what of the isolation is not one container's own. The user is the supervisor's."""
 
 
 class Ward(Protocol):
@@ -60,13 +64,15 @@ class Ward(Protocol):
     def ended(self, container: str, exit_code: int | None, number: int | None) -> None: ...
     def spawn_fresh(self, birth: Birth) -> None: ...
     def orphaned(self, containers: Sequence[str]) -> None: ...
+    def of_fork_server(self) -> Bounds: ...
 
 
 class Nursery:
     """Starts, chooses and retires fork servers."""
 
-    def __init__(self, loop: Loop, ward: Ward, runtime: Sequence[str], runner: str) -> None:
+    def __init__(self, loop: Loop, ward: Ward, rooms: Rooms, runtime: Sequence[str], runner: str) -> None:
         self._loop = loop
+        self._rooms = rooms
         self._ward = ward
         self._runtime = runtime
         self._runner = runner
@@ -82,6 +88,9 @@ class Nursery:
 
     def place(self, birth: Birth) -> None:
         """Has the container forked where that is safe, started fresh elsewhere."""
+        if not forks(birth.launch):
+            self._ward.spawn_fresh(birth)
+            return
         lineage = self.warm(birth.launch)
         server = lineage.current or lineage.coming
         if server is None:
@@ -91,7 +100,7 @@ class Nursery:
 
     def warm(self, launch: Launch) -> Lineage:
         """Sees to it that a server which suits `launch` is there or on its way."""
-        key = (launch.app_name, launch.environment, launch.function.image.digest)
+        key = (launch.app_name, launch.environment, launch.function.image.digest, _shared(launch.isolation))
         lineage = self._lineages.pop(key, None) or Lineage(launch)
         self._lineages[key] = lineage
         if not lineage.refused and (lineage.lacking(launch.preload) or not (lineage.current or lineage.coming)):
@@ -139,12 +148,16 @@ class Nursery:
 
     def _start(self, lineage: Lineage, preload: tuple[str, ...]) -> None:
         environment = lineage.launch.environment
+        confined = lineage.launch.isolation.rung == NAMESPACE
+        runtime = environment.runtime or self._runtime
         ours, theirs = socket.socketpair()
         output, writer = os.pipe()
-        arguments = boot.command(environment.python, boot.FORK_SERVER, spawn.LAUNCH_FD, self._runtime, self._runner)
+        arguments = boot.command(environment.python, boot.FORK_SERVER, spawn.LAUNCH_FD, runtime, self._runner)
         variables = threads.single(dict(environment.variables))
         try:
-            process = spawn.spawn(arguments, variables, theirs.fileno(), (writer, writer))
+            bounds = self._ward.of_fork_server()
+            entry = self._rooms.fork_server_entry(lineage.launch, runtime) if confined else None
+            process = spawn.spawn(arguments, variables, theirs.fileno(), (writer, writer), bounds=bounds, entry=entry)
         except OSError:  # no process can be made now; the container that wants it will say so
             ours.close()
             os.close(output)
@@ -159,7 +172,9 @@ class Nursery:
         self._loop.watch(ours.fileno(), lambda: self._hear(server))
         self._loop.watch(output, lambda: self._listen(server))
         try:
-            server.channel.send(ServerPrepared(environment.sys_path, preload, environment.alias_modal))
+            mounts = (self._rooms.base.mount,) if confined else ()
+            order = ServerPrepared(environment.sys_path, preload, environment.alias_modal, confined)
+            server.channel.send(order, mounts)
         except ChannelClosed:
             server.kill()
         self._loop.later(_PREPARATION_S, lambda: self._give_up(server))
@@ -310,3 +325,25 @@ class Nursery:
             if excess > 0 and lineage.current is None and lineage.coming is None:
                 del self._lineages[key]
                 excess -= 1
+
+
+def forks(launch: Launch) -> bool:
+    """Whether containers like this one may come from a fork server at all."""
+    return launch.isolation.rung in (PROCESS, NAMESPACE) and not launch.isolation.entrypoint
+
+
+def _shared(isolation: Isolation) -> Isolation:
+    """What containers of one fork server have in common. Binds are the newest version's code and the like: the server
+    has those of its first container, and needs what they all have."""
+    if isolation.rung == PROCESS:
+        return Isolation()
+    own = Isolation()
+    return replace(
+        isolation,
+        binds=own.binds,
+        volumes=own.volumes,
+        scratch=own.scratch,
+        network=own.network,
+        devices=own.devices,
+        limits=Limits(),
+    )

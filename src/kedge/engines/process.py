@@ -26,8 +26,10 @@ from kedge.model.protocol import (
     FromSupervisor,
     KillContainer,
     SupervisorStopped,
+    VolumeAnswered,
+    VolumeRemounted,
 )
-from kedge.model.spec import Launch
+from kedge.model.spec import Launch, VolumeMount
 from kedge.wire.transport import AsyncConnection
 
 _FIRST_PAUSE_S = 0.05
@@ -62,6 +64,8 @@ class ProcessEngine:
         """What the supervisor has not been told, because there is none just now."""
         self._living: dict[str, int] = {}
         """Containers that have not been reported lost, and their processes."""
+        self._remounts: set[int] = set()
+        """Requests that nobody has answered."""
         self._closing = False
         self._ended = asyncio.Event()
         self._revival: asyncio.Task[None] | None = None
@@ -108,6 +112,14 @@ class ProcessEngine:
         if container in self._living:
             self._tell(KillContainer(container, grace_s))
 
+    def remount(self, container: str, mount: VolumeMount, request: int) -> None:
+        if container in self._living:
+            self._remounts.add(request)
+            self._tell(VolumeRemounted(request, container, mount))
+        else:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._report, VolumeAnswered(request, "the container is not there"))
+
     async def close(self) -> None:
         self._closing = True
         if self._revival is not None:
@@ -138,6 +150,8 @@ class ProcessEngine:
                 self._living[message.container] = message.process
             elif isinstance(message, ContainerLost):
                 self._living.pop(message.container, None)
+            elif isinstance(message, VolumeAnswered):
+                self._remounts.discard(message.request)
             if not self._closing:
                 self._report(message)
 
@@ -158,6 +172,10 @@ class ProcessEngine:
         for name in lost:
             del self._living[name]
             self._report(ContainerLost(name, f"the supervisor of its machine died ({cause}, {reason})", blameless=True))
+        for request in self._remounts:
+            self._report(VolumeAnswered(request, "the container is not there"))
+        self._remounts.clear()
+        self._pending = [message for message in self._pending if not isinstance(message, VolumeRemounted)]
         while True:
             await asyncio.sleep(self._pause)
             self._pause = min(self._pause * 2, _LONGEST_PAUSE_S)

@@ -11,19 +11,49 @@ import os
 import resource
 import signal
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from kedge.engines import system
+from kedge.engines.bounds import Bounds, bind
 
 LAUNCH_FD = 3
 """Where a freshly started process finds what it was started with."""
 RECORDS_FD = 4
 """Where a freshly started container finds the pipe of its records."""
 COULD_NOT_START = 127
+CANNOT_ENTER = 71
+"""Exit code of a process whose surroundings could not be made (EX_OSERR)."""
 
 FILE_LIMIT_VARIABLE = "KEDGE_OPEN_FILES"
 """Where a server that has raised its own bound of open files tells the supervisor what it was."""
 file_limit: tuple[int, int] | None = None
 """Open files that a new process may have, where this one has raised its own bound."""
+
+
+class Entry(Protocol):
+    """How a new process comes to where it is to live."""
+
+    parent: int
+    """What its parent is called there."""
+
+    def fork(self) -> int: ...
+
+    def enter(self) -> None:
+        """In the new process, last before it becomes another program."""
+
+
+class Plain:
+    """Beside this process, in the machine's own files."""
+
+    def __init__(self) -> None:
+        self.parent = os.getpid()
+
+    def fork(self) -> int:
+        return os.fork()
+
+    def enter(self) -> None:
+        pass
+
 
 _RESET = [signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT]
 _OOM_PREFERENCE = b"500"
@@ -63,24 +93,29 @@ def spawn(
     handed: int,
     stdio: tuple[int, int],
     records: int | None = None,
+    bounds: Bounds | None = None,
+    entry: Entry | None = None,
 ) -> int:
     """Starts a fresh interpreter with `handed` as descriptor 3 and the two of `stdio` as its output. One that becomes a
     container has `records` as descriptor 4.
 
     OSError where no process can be made; an interpreter that cannot run shows as exit code 127, its reason on stderr.
     """
-    parent = os.getpid()
-    process = os.fork()
+    entry = entry or Plain()
+    process = entry.fork()
     if process:
         return process
     try:
         if records is not None:
-            detach(parent, *stdio)
+            detach(entry.parent, *stdio)
         else:
-            system.die_with(parent)
+            os.setsid()  # it takes no part in the hurry of its parent's session
+            system.die_with(entry.parent)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(stdio[0], 1)
             os.dup2(stdio[1], 2)
+        if bounds is not None:
+            bind(bounds)
         forget_signals()
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):  # ignored here is ignored after exec
             signal.signal(number, signal.SIG_DFL)
@@ -93,7 +128,12 @@ def spawn(
         ]
         for source, target in above:
             os.dup2(source, target)
-        os.execve(arguments[0], list(arguments), dict(variables))
+        try:
+            entry.enter()
+        except OSError as error:
+            os.write(2, f"kedge: what it is to find around it cannot be made: {error.strerror or error}\n".encode())
+            os._exit(CANNOT_ENTER)
+        os.execvpe(arguments[0], list(arguments), dict(variables))
     except BaseException as error:
         os.write(2, f"kedge: cannot start {arguments[0]}: {error}\n".encode())
     finally:

@@ -20,12 +20,16 @@ from typing import Any
 
 import msgspec
 
-from kedge.engines import boot, spawn, system, threads
+from kedge.engines import spawn, system, threads, wrapping
+from kedge.engines.bounds import Bounds
+from kedge.engines.errands import Errands
 from kedge.engines.lineage import Birth
 from kedge.engines.loop import Loop, Timer
 from kedge.engines.nursery import Nursery
 from kedge.engines.output import OutputPipes
+from kedge.engines.rooms import Room, Rooms
 from kedge.engines.uplink import Uplink
+from kedge.engines.warden import Finding, Warden
 from kedge.model.protocol import (
     ContainerLaunched,
     ContainerLost,
@@ -34,11 +38,15 @@ from kedge.model.protocol import (
     KillContainer,
     OutputCaptured,
     SupervisorStopped,
+    VolumeAnswered,
+    VolumeRemounted,
 )
-from kedge.model.spec import Launch
+from kedge.model.spec import NAMESPACE, Launch
 
 _LAST_LINES_S = 1.0
 """How long a container that has ended may owe its exit status, or a stranger may hold its output open."""
+_REFILL_S = 0.005
+"""How long after a start the next one is prepared: a burst goes first."""
 ORPHANED = "its fork server died"
 _BURIAL_S = 5.0
 """How long the end of everything may take: only a process stuck in the kernel needs longer than milliseconds."""
@@ -50,6 +58,9 @@ class Container:
     def __init__(self, launch: Launch, supervisor: Supervisor, loop: Loop) -> None:
         self.name = launch.container
         self.launch = launch
+        self.bounds = Bounds()
+        self.finding = Finding()
+        self.room: Room | None = None
         self.process = 0
         self.pidfd: int | None = None
         self.own_child = False
@@ -97,6 +108,8 @@ class Container:
         if self.pidfd is not None:
             os.close(self.pidfd)
             self.pidfd = None
+        if self.room is not None:
+            self.room.end()
 
 
 class Supervisor:
@@ -108,8 +121,11 @@ class Supervisor:
         self._runtime = runtime
         self._runner = runner
         self._containers: dict[str, Container] = {}
-        self._nursery = Nursery(self._loop, self, runtime, runner)
-        self._memory_kills = system.MemoryKills()
+        self._errands = Errands(self._loop)
+        self._rooms = Rooms(self._errands)
+        self._nursery = Nursery(self._loop, self, self._rooms, runtime, runner)
+        self._warden = Warden(self._loop, self._exceeded, self._say)
+        self._memory_kills = system.MemoryKills(self._warden.memory_events)
         self._alarm, self._bell = socket.socketpair()
         for end in (self._alarm, self._bell):
             end.setblocking(False)
@@ -128,6 +144,8 @@ class Supervisor:
             self._loop.run()
         finally:
             self._bury_all()
+            self._rooms.clear_all()
+            self._warden.close()
             self._uplink.flush()
 
     def report(self, message: Any) -> None:
@@ -143,6 +161,8 @@ class Supervisor:
                 self._nursery.warm(message.launch)
             case KillContainer():
                 self._kill(message.container, message.grace_s)
+            case VolumeRemounted():
+                self._remount(message)
             case SupervisorStopped():
                 self._loop.stop()
 
@@ -150,7 +170,27 @@ class Supervisor:
         if launch.container in self._containers:
             return  # said twice
         container = self._containers[launch.container] = Container(launch, self, self._loop)
+        container.bounds = self._warden.admit(launch)
+        try:
+            self._rooms.furnish(launch)
+            if launch.isolation.rung == NAMESPACE:
+                runtime = launch.environment.runtime or self._runtime
+                container.room = self._rooms.take(launch, runtime)
+                self._loop.later(_REFILL_S, self._rooms.refill)
+        except OSError as error:
+            self.stillborn(container.name, f"what it is to find around it cannot be made: {error}")
+            return
         self._nursery.place(container)
+
+    def _remount(self, message: VolumeRemounted) -> None:
+        def answer(error: str) -> None:
+            self.report(VolumeAnswered(message.request, error))
+
+        container = self._containers.get(message.container)
+        if container is None or container.gone or not container.process:
+            answer("the container is not there")
+        else:
+            self._rooms.remount(container.launch, container.process, message.mount, answer)
 
     def _kill(self, name: str, grace_s: float) -> None:
         container = self._containers.get(name)
@@ -165,7 +205,8 @@ class Supervisor:
         if container.deadline is not None:
             container.deadline.cancel()
         if grace_s > 0:
-            system.send_signal(signal.SIGTERM, container.process, container.pidfd)
+            asked = wrapping.addressee(container.launch.isolation.rung, container.process)
+            system.send_signal(signal.SIGTERM, asked, container.pidfd if asked == container.process else None)
             container.deadline = self._loop.later(grace_s, lambda: self._kill_now(container))
         else:
             self._kill_now(container)
@@ -174,6 +215,17 @@ class Supervisor:
         container.killed = True
         system.send_signal(signal.SIGKILL, container.process, container.pidfd)
 
+    def _exceeded(self, name: str) -> None:
+        """It has gone beyond a limit."""
+        container = self._containers[name]
+        if container.process and not container.gone:
+            self._kill_now(container)
+
+    def _say(self, name: str, text: str) -> None:
+        """A line of this process among what a container writes."""
+        launch = self._containers[name].launch
+        self.report(OutputCaptured(name, 2, text.encode(), time.time(), launch.app, launch.pool))
+
     def _congestion(self, congested: bool) -> None:
         for container in self._containers.values():
             if container.process and not container.gone:  # the last lines are few, and read without regard
@@ -181,15 +233,20 @@ class Supervisor:
 
     # ------------------------------------------------------------ births
 
+    def of_fork_server(self) -> Bounds:
+        return self._warden.of_fork_server()
+
     def spawn_fresh(self, birth: Birth) -> None:
         """A container from a new interpreter, where a fork is not safe."""
         launch = birth.launch
         environment = launch.environment
-        arguments = boot.command(environment.python, boot.CONTAINER, spawn.LAUNCH_FD, self._runtime, self._runner)
+        runtime = environment.runtime or self._runtime
         variables = threads.sized(dict(environment.variables), launch.function.resources.cpu)
         try:
             descriptor, stdout, stderr, records = birth.hand_over()
-            process = spawn.spawn(arguments, variables, descriptor, (stdout, stderr), records)
+            bounds = self._warden.admit(launch, fresh=True)
+            arguments, entry = self._rooms.way_in(launch, birth.room, runtime, self._runner, variables)
+            process = spawn.spawn(arguments, variables, descriptor, (stdout, stderr), records, bounds, entry)
         except OSError as error:
             birth.fail(f"cannot start a process: {error}")
             return
@@ -202,6 +259,7 @@ class Supervisor:
         container.process = process
         # Until the process is reaped, which only this supervisor orders, the number cannot become a stranger's.
         container.pidfd = system.open_pidfd(process)
+        self._warden.born(name, process)
         if container.pidfd is not None:
             self._loop.watch(container.pidfd, lambda: self._gone(container))
         self.report(ContainerStarted(name, process, how))
@@ -214,6 +272,8 @@ class Supervisor:
         """There is no process, and there will be none."""
         container = self._containers.pop(name)
         container.close()
+        self._warden.gone(name)
+        self._rooms.clear(container.launch)
         self.report(ContainerLost(name, reason))
 
     # ------------------------------------------------------------ ends
@@ -242,6 +302,7 @@ class Supervisor:
         except BlockingIOError:
             pass
         self._nursery.check()
+        self._rooms.check()
         for container in [each for each in self._containers.values() if each.own_child]:
             self._look_after(container)
         self._sweep()
@@ -264,6 +325,9 @@ class Supervisor:
             if container.deadline is not None:
                 container.deadline.cancel()
             system.kill_group(container.process)
+            if container.room is not None:
+                container.room.end()
+            container.finding = self._warden.gone(container.name)
             self._sweep()
             container.output.drain()
             container.deadline = self._loop.later(_LAST_LINES_S, lambda: self._bury(container))
@@ -283,22 +347,29 @@ class Supervisor:
         if container.own_child:
             system.reap(container.process)
         self._nursery.released(container.name)
-        exit_code, number = container.fate or (None, None)
-        starved = number == signal.SIGKILL and not container.killed and self._memory_kills.claim()
+        self._rooms.clear(container.launch)
+        container.fate = wrapping.fate(container.launch.isolation.rung, container.fate or (None, None))
+        exit_code, number = container.fate
+        finding = container.finding
+        suspicious = number == signal.SIGKILL and not (container.killed or finding.reason or finding.counted)
+        starved = suspicious and self._memory_kills.claim()
         self.report(
             ContainerLost(
                 container=container.name,
                 reason=_explained(container, starved),
                 exit_code=exit_code,
                 signal=number,
-                out_of_memory=starved,
+                out_of_memory=starved or (finding.out_of_memory and exit_code != 0),
+                peak_memory=finding.peak_memory,
                 blameless=container.own_child and container.why == ORPHANED,
             )
         )
 
     def _sweep(self) -> None:
         """Kills what containers left behind. Called again when that has ended, for what it leaves behind itself."""
-        known = {*self._nursery.processes(), *(container.process for container in self._containers.values())}
+        known = {*self._nursery.processes(), *self._warden.processes()}
+        known |= {*self._rooms.processes(), *self._errands.processes()}
+        known |= {container.process for container in self._containers.values()}
         for process in system.children():
             if process not in known and not (system.peek_exit(process) and system.reap(process)):
                 system.send_signal(signal.SIGKILL, process, None)
@@ -327,6 +398,8 @@ def _explained(container: Container, starved: bool) -> str:
     exit_code, number = container.fate or (None, None)
     if starved:
         return "killed by the kernel: the machine or its memory limit had no memory left"
+    if container.finding.reason and (exit_code, number) != (0, None):
+        return container.finding.reason
     if container.why:
         return container.why
     if container.killed and number == signal.SIGKILL:

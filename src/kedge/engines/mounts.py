@@ -1,0 +1,288 @@
+"""The file system of a container, put together from its Isolation in a mount namespace of its own.
+
+Everything that is to be seen is opened on the machine first, as mounts that are attached nowhere; then they are
+attached inside the new root. So a link in an image never leads out of it, neither while it is built nor later.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from kedge.engines import kernel
+from kedge.model.spec import Bind, Isolation, VolumeMount
+
+ROOT, UPPER, WORK, HIDDEN, STAGE = "root", "upper", "work", "hidden", "stage"
+"""Directories of a scratch directory."""
+OWN, MACHINES, NOBODYS = "own", "the machine's", "nobody's"
+_NODES = ("null", "zero", "full", "random", "urandom", "tty")
+_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
+_GIVEN = ("proc", "sys", "dev")
+"""Directories of the root that are made, never the machine's."""
+_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+_COVERED = ("acpi", "kcore", "keys", "latency_stats", "timer_list", "sched_debug", "scsi")
+"""Parts of /proc that belong to the whole machine."""
+_LONGEST_OPTIONS = 4000
+"""Bytes that mount(2) takes as options, less a little."""
+
+
+class Piece(NamedTuple):
+    """A mount that is attached nowhere, and where it belongs inside."""
+
+    descriptor: int
+    target: str
+    directory: bool
+
+
+def build(isolation: Isolation, scratch: str, needed: Sequence[str] = (), proc: str = OWN) -> str:
+    """Puts a container's root together and returns its path, for `move_in`. The process must have a mount namespace of
+    its own; OSError names the path that could not be had.
+
+    `needed` are directories of the engine's own that must be there. `proc` says whose processes /proc shows; NOBODYS
+    leaves it to somebody else.
+    """
+    kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
+    root = os.path.join(scratch, ROOT)
+    for name in (ROOT, UPPER, WORK, HIDDEN, STAGE):
+        os.makedirs(os.path.join(scratch, name), mode=0o755, exist_ok=True)
+    pieces: list[Piece] = []
+    if isolation.shares_files:
+        _machine_root(root, pieces)
+    else:
+        _own_root(isolation, scratch, root, pieces)
+    _devices(isolation.devices, pieces)
+    if proc == MACHINES:
+        pieces.append(Piece(kernel.copy_tree("/proc"), "/proc", True))
+    pieces.append(_shown(Bind("/sys", "/sys")))
+    if not isolation.shares_files:
+        _files(isolation, scratch, needed, pieces)
+    pieces.extend(map(_shown, isolation.binds))
+    pieces.extend(volume_piece(volume, os.path.join(scratch, STAGE)) for volume in isolation.volumes)
+    with _inside(root):
+        _make_dev()
+        for piece in pieces:
+            _attach(piece)
+        if proc == OWN:
+            make_proc()
+    return root
+
+
+def move_in(root: str) -> None:
+    """Makes `root` the root of this process; what was there before cannot be reached any more."""
+    os.chdir(root)
+    kernel.pivot_root(".", ".")
+    kernel.umount(".")
+    os.chdir("/")
+
+
+def make_proc() -> None:
+    """A /proc of the pid namespace of this process, without what belongs to the machine."""
+    os.makedirs("/proc", exist_ok=True)
+    kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    for name in _READ_ONLY:
+        if os.path.exists(f"/proc/{name}"):
+            _attach(_shown(Bind(f"/proc/{name}", f"/proc/{name}")))
+    for name in _COVERED:
+        path = f"/proc/{name}"
+        if os.path.isdir(path):
+            kernel.mount("tmpfs", path, "tmpfs", kernel.MS_RDONLY)
+        elif os.path.exists(path):
+            _attach(_shown(Bind("/dev/null", path)))
+
+
+def overlay(target: str, lower: Sequence[str], upper: str = "", work: str = "", flags: int = 0) -> None:
+    """Mounts directories on top of each other, the uppermost first."""
+    options = f"lowerdir={':'.join(map(_escaped, lower))}"
+    if upper:
+        options += f",upperdir={_escaped(upper)},workdir={_escaped(work)}"
+    before = ""
+    if len(options) > _LONGEST_OPTIONS:  # paths from a common directory are shorter
+        before = os.getcwd()
+        shared = os.path.commonpath([os.path.dirname(path) for path in lower])
+        os.chdir(shared)
+        options = options.replace(_escaped(shared) + "/", "") if shared != "/" else options
+    if in_user_namespace():
+        options += ",userxattr"
+    try:
+        kernel.mount("overlay", target, "overlay", flags | kernel.MS_NODEV, options)
+    finally:
+        if before:
+            os.chdir(before)
+
+
+def volume_piece(volume: VolumeMount, stage: str) -> Piece:
+    """`stage` is any empty directory; it is empty again afterwards."""
+    if not volume.upper:
+        return _shown(Bind(volume.lower, volume.target))
+    overlay(stage, [volume.lower], volume.upper, volume.work, kernel.MS_NOSUID)
+    return Piece(_lifted(stage), volume.target, True)
+
+
+# ---------------------------------------------------------------- roots
+
+
+def _own_root(isolation: Isolation, scratch: str, root: str, pieces: list[Piece]) -> None:
+    upper, work = os.path.join(scratch, UPPER), os.path.join(scratch, WORK)
+    os.chmod(upper, 0o755)
+    if not isolation.layers and in_user_namespace():
+        _pieced_root(isolation, scratch, root, pieces)
+        return
+    overlay(root, isolation.layers or ("/",), upper, work)
+    if not isolation.layers:
+        # An overlay shows one file system. Others of the machine, such as a /usr of its own, come as they are.
+        out_of_sight = [f"/{name}" for name in _GIVEN] + list(isolation.hidden)
+        for path in _mount_points():
+            if not any(_within(path, hidden) for hidden in out_of_sight):
+                pieces.append(_shown(Bind(path, path)))  # noqa: PERF401
+
+
+def _machine_root(root: str, pieces: list[Piece]) -> None:
+    """A root in which directories can be made, holding everything that the machine's holds."""
+    kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
+    with os.scandir("/") as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                os.symlink(os.readlink(entry.path), os.path.join(root, entry.name))
+            elif entry.name not in _GIVEN:
+                pieces.append(Piece(kernel.copy_tree(entry.path), entry.path, entry.is_dir()))
+
+
+def _pieced_root(isolation: Isolation, scratch: str, root: str, pieces: list[Piece]) -> None:
+    """In a user namespace the machine's root cannot be overlaid as a whole, since others have mounted things below it:
+    each of its directories is, and one for which that is true again is shown as it is."""
+    upper, stage = os.path.join(scratch, UPPER), os.path.join(scratch, STAGE)
+    own = os.path.join(upper, "root")
+    os.makedirs(own, exist_ok=True)
+    kernel.mount(own, root, flags=kernel.MS_BIND)
+    skipped = {f"/{name}" for name in _GIVEN} | set(isolation.hidden)
+    for name in os.listdir("/"):
+        path = f"/{name}"
+        if os.path.islink(path):
+            os.symlink(os.readlink(path), root + path)
+        elif path not in skipped and os.access(path, os.R_OK):
+            part, work = os.path.join(upper, "parts", name), os.path.join(scratch, WORK, name)
+            os.makedirs(part, exist_ok=True)
+            os.makedirs(work, exist_ok=True)
+            try:
+                overlay(stage, [path], part, work)
+                pieces.append(Piece(_lifted(stage), path, True))
+            except OSError:
+                pieces.append(_shown(Bind(path, path)))
+
+
+def _files(isolation: Isolation, scratch: str, needed: Sequence[str], pieces: list[Piece]) -> None:
+    for number, target in enumerate(isolation.hidden):
+        place = os.path.join(scratch, HIDDEN, str(number))
+        os.makedirs(place, exist_ok=True)
+        try:
+            os.chmod(place, stat.S_IMODE(os.stat(target).st_mode))
+        except OSError:  # the machine has no such directory
+            pass
+        descriptor = kernel.copy_tree(place)
+        kernel.restrict(descriptor, kernel.ATTR_NODEV)
+        pieces.append(Piece(descriptor, target, True))
+    if isolation.packages:
+        if isolation.package_layers:
+            stage = os.path.join(scratch, STAGE)
+            overlay(stage, [*isolation.package_layers, isolation.packages], flags=kernel.MS_RDONLY)
+            pieces.append(Piece(_lifted(stage), isolation.packages, True))
+        else:
+            pieces.append(_shown(Bind(isolation.packages, isolation.packages)))
+    for path in needed:
+        seen = any(_within(path, bind.target) for bind in isolation.binds)
+        if not seen and (isolation.layers or any(_within(path, hidden) for hidden in isolation.hidden)):
+            pieces.append(_shown(Bind(path, path)))
+
+
+def _devices(further: Sequence[str], pieces: list[Piece]) -> None:
+    paths = (*(f"/dev/{name}" for name in _NODES), *further)
+    pieces.extend(Piece(kernel.copy_tree(path), path, os.path.isdir(path)) for path in paths)
+
+
+def _make_dev() -> None:
+    os.makedirs("/dev", exist_ok=True)
+    quiet = kernel.MS_NOSUID | kernel.MS_NOEXEC
+    kernel.mount("tmpfs", "/dev", "tmpfs", kernel.MS_NOSUID, "mode=755,size=64k")
+    for name in ("pts", "shm"):
+        os.mkdir(f"/dev/{name}")
+    kernel.mount("devpts", "/dev/pts", "devpts", quiet, "newinstance,ptmxmode=0666,mode=620")
+    kernel.mount("tmpfs", "/dev/shm", "tmpfs", quiet | kernel.MS_NODEV, "mode=1777")
+    for name, target in _LINKS.items():
+        os.symlink(target, f"/dev/{name}")
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def _shown(bind: Bind) -> Piece:
+    descriptor = kernel.copy_tree(bind.source)
+    kernel.restrict(descriptor, kernel.ATTR_NOSUID | (kernel.ATTR_RDONLY if bind.read_only else 0))
+    return Piece(descriptor, bind.target, stat.S_ISDIR(os.fstat(descriptor).st_mode))
+
+
+def _lifted(stage: str) -> int:
+    descriptor = kernel.copy_tree(stage)
+    kernel.umount(stage)
+    return descriptor
+
+
+def _attach(piece: Piece) -> None:
+    target = piece.target
+    try:
+        _make_place(target, piece.directory)
+    except (FileExistsError, FileNotFoundError):  # a link that leads nowhere is in the way: what it means is made
+        target = os.path.realpath(target)
+        _make_place(target, piece.directory)
+    kernel.attach(piece.descriptor, target)
+    os.close(piece.descriptor)
+
+
+def _make_place(path: str, directory: bool) -> None:
+    if directory:
+        os.makedirs(path, exist_ok=True)
+    elif not os.path.exists(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if os.path.islink(path):
+            os.unlink(path)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+
+
+@contextmanager
+def _inside(root: str) -> Iterator[None]:
+    """Paths are those of the new root meanwhile."""
+    outside = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chroot(root)
+        os.chdir("/")
+        yield
+    finally:
+        os.fchdir(outside)
+        os.chroot(".")
+        os.close(outside)
+
+
+def _mount_points() -> list[str]:
+    """Of the machine, below its root; what is under another of them is not named, since it comes along."""
+    found: list[str] = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            path = line.split(" ", 5)[4].encode("latin-1", "surrogateescape").decode("unicode_escape")
+            if path != "/" and not any(_within(path, other) for other in found):
+                found.append(path)
+    return found
+
+
+def _within(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _escaped(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def in_user_namespace() -> bool:
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != ["0", "0", "4294967295"]

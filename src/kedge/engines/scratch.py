@@ -1,0 +1,95 @@
+"""Scratch directories: what a container writes outside of its volumes, on the machine's disk.
+
+Each carries the mark of the supervisor that made it. One whose supervisor is dead is removed by the next that works
+beside it. Volumes' changes in there belong to the server, which removes them when it has them; everything else goes as
+soon as the container has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+
+OWNER = "owner"
+VOLUMES = "volumes"
+"""The one part that is left for the server."""
+STAGE = ".stage"
+"""Beside the scratch directories: an empty directory, over which fork servers mount what they write to."""
+
+
+def make(path: str) -> None:
+    """Creates it. OSError where that cannot be."""
+    os.makedirs(path, mode=0o755, exist_ok=True)
+    with open(os.path.join(path, OWNER), "w", encoding="ascii") as file:
+        file.write(_identity(os.getpid()))
+
+
+def make_stage(path: str) -> str:
+    """The stage beside the scratch directory `path`."""
+    stage = os.path.join(os.path.dirname(path.rstrip("/")), STAGE)
+    os.makedirs(stage, mode=0o755, exist_ok=True)
+    return stage
+
+
+def clear(path: str) -> None:
+    """Removes it, but for what belongs to the server."""
+    try:
+        names = os.listdir(path)
+    except OSError:
+        return
+    for name in names:
+        if name != VOLUMES:
+            _remove(os.path.join(path, name))
+    try:
+        os.rmdir(path)
+    except OSError:  # volumes are still there
+        pass
+
+
+def sweep(directory: str) -> None:
+    """Clears the scratch directories below `directory` whose supervisors have ended."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return
+    for name in names:
+        path = os.path.join(directory, name)
+        try:
+            with open(os.path.join(path, OWNER), encoding="ascii") as file:
+                owner = file.read()
+        except OSError:
+            continue
+        if owner != _identity(int(owner.split()[0]) if owner.split() else 0):
+            clear(path)
+
+
+def _identity(process: int) -> str:
+    """Tells a process from every other, also after a restart of the machine; empty where there is none."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            born = file.read().rpartition(b")")[2].split()[19].decode()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{process} {born} {file.read().strip()}"
+    except OSError:
+        return ""
+
+
+def _remove(path: str) -> None:
+    """With what is locked against its own owner: an overlay's work directory has no rights at all."""
+    if os.path.islink(path) or not os.path.isdir(path):
+        try:
+            os.unlink(path)
+        except OSError:
+            pass
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.exists(path):
+        for directory, names, _ in os.walk(path):
+            for name in (directory, *(os.path.join(directory, each) for each in names)):
+                try:
+                    if not os.path.islink(name):
+                        os.chmod(name, stat.S_IRWXU)
+                except OSError:
+                    pass
+        shutil.rmtree(path, ignore_errors=True)

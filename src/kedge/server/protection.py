@@ -1,0 +1,36 @@
+"""What a server says of how it keeps containers apart and within their limits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from kedge.engines import cgroups, system, warden
+from kedge.model.spec import NAMESPACE, PROCESS
+
+
+class Ladder(Protocol):
+    """What is known of isolation on this machine: an `Outfitter`."""
+
+    rungs: Mapping[str, str]
+    preferred: str
+
+
+def facts(ladder: Ladder) -> dict[str, Any]:
+    """`isolation` of containers with images whose app asks for none, and why each rung cannot be had (empty: it can);
+    `limits` by what enforces them."""
+    best = NAMESPACE if not ladder.rungs.get(NAMESPACE, "unknown") else PROCESS
+    return {
+        "isolation": {"rung": ladder.preferred or best, "rungs": dict(ladder.rungs)},
+        "limits": enforced(),
+    }
+
+
+def enforced() -> dict[str, str]:
+    """By control groups, or by kedge's own watch."""
+    homes = {}
+    if os.environ.get(warden.SWITCH) != "off":
+        homes = cgroups.find(kin={os.getpid(), *system.children()}).homes
+    ways = {name: f"cgroup v{homes[name].version}" if name in homes else "kedge" for name in cgroups.CONTROLLERS}
+    return {**ways, "disk": "kedge"}
