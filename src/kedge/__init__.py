@@ -25,27 +25,37 @@ from kedge.sdk.decorators import batched, concurrent, enter, exit, method
 from kedge.sdk.function import Function
 from kedge.sdk.image import Image
 from kedge.sdk.implicit import cls, function
-from kedge.sdk.later import Secret, Volume
 from kedge.sdk.output import enable_output
 from kedge.sdk.parameters import parameter
 from kedge.sdk.retries import Retries
 from kedge.sdk.schedule import Cron, Period
+from kedge.sdk.secret import Secret
 from kedge.sdk.shield import shield
+from kedge.sdk.volume import Volume
 from kedge.sdk.web import asgi_app, fastapi_endpoint, web_endpoint, web_server, wsgi_app
 
 if TYPE_CHECKING:
     from kedge import exception, experimental, gpu
+    from kedge.sdk.dicts import Dict
     from kedge.sdk.function_call import FunctionCall
+    from kedge.sdk.later import NetworkFileSystem, Proxy
+    from kedge.sdk.patterns import FilePatternMatcher
+    from kedge.sdk.queues import Queue
 
 __all__ = [
     "App",
     "Cls",
     "Cron",
+    "Dict",
     "Error",
+    "FilePatternMatcher",
     "Function",
     "FunctionCall",
     "Image",
+    "NetworkFileSystem",
     "Period",
+    "Proxy",
+    "Queue",
     "Retries",
     "Secret",
     "Volume",
@@ -73,14 +83,20 @@ __all__ = [
     "wsgi_app",
 ]
 
+_LAZY = {
+    "Dict": "kedge.sdk.dicts",
+    "FilePatternMatcher": "kedge.sdk.patterns",
+    "FunctionCall": "kedge.sdk.function_call",
+    "NetworkFileSystem": "kedge.sdk.later",
+    "Proxy": "kedge.sdk.later",
+    "Queue": "kedge.sdk.queues",
+}
 _SUBMODULES = ("exception", "experimental", "gpu")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FunctionCall":
-        from kedge.sdk.function_call import FunctionCall
-
-        value: Any = FunctionCall
+    if name in _LAZY:
+        value: Any = getattr(importlib.import_module(_LAZY[name]), name)
     elif name in _SUBMODULES:
         value = importlib.import_module(f"kedge.{name}")
     elif name == "Stub":

@@ -109,6 +109,10 @@ class VersionError(Error):
     """The two sides run versions of kedge or Python that do not understand each other."""
 
 
+class VolumeBusyError(ExecutionError, RuntimeError):
+    """A volume cannot be reloaded while files of it are open, or a directory of it is the current one."""
+
+
 class ImageBuildError(RemoteError):
     """An image could not be built."""
 

@@ -87,10 +87,14 @@ class Site:
 
 
 @contextmanager
-def site_in(directory: Path, **variables: str) -> Iterator[Site]:
-    """A server for the time of the block. This process uses it as well: `Function.from_name` finds what is there."""
+def site_in(directory: Path, images: Path | None = None, **variables: str) -> Iterator[Site]:
+    """A server for the time of the block. This process uses it as well: `Function.from_name` finds what is there.
+    `images` is a directory with images, for several sites."""
     directory.mkdir(parents=True, exist_ok=True)
     site = Site(directory, **variables)
+    if images is not None:
+        site.home.mkdir(mode=0o700)
+        (site.home / "images").symlink_to(images)
     site.kedge("server", "start")
     found = server_process.find(str(site.home))
     assert found is not None

@@ -51,6 +51,11 @@ EXPECTED = {
     "cpu_map": [r"primes below (1,000,000: 78,498|2,000,000: 148,933)"],
     "gateway": [r"64 clients: all of them answered", r"\d+ at once, [1-9]\d* when they came back"],
     "generator": [r"from 27 to 1 in 111 steps, by way of 9232", r"first squares: 0 1 4 9 16 25 36 49 64 81"],
+    "llm_batching": [
+        r".+: 24 tokens of one request in \d+ steps",
+        r"768 tokens of 32 requests in \d+ steps, up to (?:[2-9]|[12]\d|3[0-2]) requests in one",
+        r"a stream: 4 tokens, each as it is made",
+    ],
     "llm_server": [r"return the … (?:\w+ ?){6}", r"the name … (?:\w+ ){12}\[DONE\]"],
     "load_test": [
         r"second  sent  answered  in flight      p50      p95  containers",

@@ -39,7 +39,7 @@ def declared(**settings: Any) -> FunctionSpec:
 
 
 def test_every_keyword_sets_a_field_or_is_refused_or_is_an_old_spelling() -> None:
-    apart = {"serialized", "secrets", "volumes", "network_file_systems", "proxy"}
+    apart = {"serialized", "network_file_systems"}
     assert set(options.FUNCTION_KEYWORDS) == {*options.FIELDS, *options.OLD, *apart}
     assert set(options.FIELDS.values()) <= set(FunctionSpec.__struct_fields__)
     assert set(options.OLD.values()) - {"min_containers", "scaledown_window"} <= set(FunctionSpec.__struct_fields__)
@@ -47,10 +47,11 @@ def test_every_keyword_sets_a_field_or_is_refused_or_is_an_old_spelling() -> Non
 
 
 def test_every_field_comes_from_a_keyword_or_from_what_is_decorated() -> None:
-    decorated = {"module", "qualname", "is_class", "parameters", "serialized", "concurrency", "proxy"}
+    decorated = {"module", "qualname", "is_class", "parameters", "serialized", "concurrency"}
     assert set(FunctionSpec.__struct_fields__) == {*options.FIELDS.values(), *decorated}
 
 
+@pytest.mark.filterwarnings("ignore::kedge.exception.NoEffectWarning")
 def test_values_arrive_in_the_spec() -> None:
     image = kedge.Image.debian_slim()
     spec = declared(
@@ -178,10 +179,7 @@ def test_values_that_cannot_work_are_refused_before_the_function_is_seen(
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"secrets": [kedge.Secret.from_name("openai")]}, r"secrets= \(Secret 'openai'\)"),
-        ({"volumes": {"/data": kedge.Volume.from_name("weights")}}, r"volumes= \(Volume 'weights'\)"),
         ({"network_file_systems": {"/x": object()}}, r"network_file_systems="),
-        ({"proxy": object()}, r"proxy="),
     ],
 )
 def test_what_does_not_exist_yet_is_refused_by_name(settings: dict[str, Any], named: str) -> None:
@@ -195,18 +193,22 @@ def test_empty_collections_of_them_are_fine() -> None:
     assert declared(secrets=[], volumes={}, schedule=None, network_file_systems={}).name == "plain"
 
 
-def test_an_app_refuses_them_too() -> None:
-    with pytest.raises(UnavailableError, match=r"App: secrets= \(Secret of a dict with KEY\)"):
-        kedge.App("x", secrets=[kedge.Secret.from_dict({"KEY": "value"})])
-    with pytest.raises(UnavailableError, match=r"App: volumes="):
-        kedge.App("x", volumes={"/v": kedge.Volume.from_name("v")})
-
-
 def test_settings_without_effect_warn() -> None:
     with pytest.warns(NoEffectWarning, match="block_network=True has no effect yet"):
         assert declared(block_network=True).block_network
     with pytest.warns(NoEffectWarning, match=r"experimental_options=\{'flash': …\} has no effect"):
         declared(experimental_options={"flash": True})
+
+
+def test_settings_that_mean_nothing_here_are_accepted_and_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "_said", set())
+    with pytest.warns(NoEffectWarning, match="region= has no effect in kedge: containers run on the machine of their"):
+        assert declared(region="eu").region == ("eu",)
+    with pytest.warns(NoEffectWarning, match="proxy= has no effect in kedge: containers reach the network from"):
+        assert declared(proxy=kedge.Proxy.from_name("static")).proxy == "static"
+    assert declared(region="us", cloud="aws").cloud == "aws"  # warnings are errors here
+    with pytest.raises(InvalidError, match=r"proxy must be a kedge.Proxy, such as kedge.Proxy.from_name\('NAME'\)"):
+        declared(proxy="static")
 
 
 @pytest.mark.parametrize(

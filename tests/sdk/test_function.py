@@ -281,7 +281,7 @@ def test_with_concurrency_and_batching() -> None:
         ({"timeout": 0}, r"with_options: timeout must be more than 0 seconds"),
         ({"timeout": "soon", "gpu": "H100"}, r"with_options: timeout must be a number of seconds, not 'soon'"),
         ({"queue_timeout": -1}, r"with_options: queue_timeout must be more than 0 seconds, got -1"),
-        ({"secrets": [kedge.Secret.from_name("x")]}, r"with_options: secrets= \(Secret 'x'\) does not exist"),
+        ({"secrets": ["x"]}, r"with_options: secrets holds a value of type str; write kedge.Secret.from_name"),
     ],
 )
 def test_variants_are_checked_where_they_are_written(options: dict[str, Any], message: str) -> None:

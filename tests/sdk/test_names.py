@@ -25,18 +25,18 @@ def test_every_public_name_exists() -> None:
 
 
 def test_what_comes_later_imports_and_says_so_when_used() -> None:
-    from kedge import Queue, Sandbox  # type: ignore[attr-defined]
+    from kedge import NetworkFileSystem, Sandbox
 
     with pytest.raises(UnavailableError, match=r"kedge.Sandbox.create does not exist in this version of kedge yet"):
         Sandbox.create("ls")
-    with pytest.raises(UnavailableError, match=r"kedge.Queue does not exist"):
-        Queue()
+    with pytest.raises(UnavailableError, match=r"kedge.SandboxSnapshot does not exist"):
+        module.SandboxSnapshot()
+    with pytest.raises(UnavailableError, match=r"kedge.NetworkFileSystem.listdir .* Use kedge.Volume.from_name"):
+        NetworkFileSystem.from_name("shared").listdir("/")
     assert not isinstance(3, Sandbox)
     assert module.Sandbox is Sandbox
     with pytest.raises(UnavailableError, match=r"kedge.forward .* its ports can be reached directly"):
         module.forward(8000)
-    with pytest.raises(UnavailableError, match=r"kedge.Volume.listdir .* see the files of this machine"):
-        kedge.Volume.from_name("v").listdir("/")  # type: ignore[attr-defined]
 
 
 def test_unknown_names_get_a_hint() -> None:

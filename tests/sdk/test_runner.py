@@ -16,7 +16,7 @@ import pytest
 
 from kedge import exception
 from kedge.model import protocol as p
-from kedge.model.spec import FunctionSpec, ImageSpec, ImageStep
+from kedge.model.spec import FunctionSpec
 from kedge.sdk import client as client_module
 from kedge.sdk import invocation, output, runner, server_process
 from kedge.sdk.client import Client
@@ -252,16 +252,6 @@ def test_without_a_display_nothing_is_subscribed_or_printed(
     run_app(FakeApp()).close()
     assert plane.heard(p.OutputSubscribed) == []
     assert capfd.readouterr() == ("", "")
-
-
-def test_an_image_that_is_not_built_is_said_once_per_run(plane: FakePlane) -> None:
-    image = ImageSpec(steps=(ImageStep("pip_install"),))
-    app = FakeApp(FunctionSpec(name="f", module="json", qualname="f", image=image))
-    shown = Shown()
-    with output.show_on(shown):
-        run_app(app).close()
-    assert len(shown.notices) == 1
-    assert shown.notices[0].startswith("images are not built yet: f run in the environment of this program")
 
 
 def test_plain_output_passes_on_what_containers_write(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from kedge.model.spec import AppSpec, CodeSpec, EnvironmentSpec, FunctionSpec
 from kedge.server.driver import Driver
 from kedge.server.launches import Launches
 from kedge.server.logs import OutputLog
+from kedge.server.objects import Objects
 from kedge.server.office import Office
 from kedge.server.outfit import Outfitter
 from kedge.server.recovery import Recovery
@@ -25,6 +26,7 @@ from kedge.server.rpc import Rpc
 from kedge.server.schedules import Schedules
 from kedge.server.store import Store
 from kedge.server.tokens import Tokens
+from kedge.server.vault import Vault, used_in
 from kedge.wire.transport import AsyncConnection
 from tests.server.fake_engine import FakeEngine
 from tests.wire.loops import until
@@ -120,7 +122,10 @@ class Shell:
 
     async def start(self) -> None:
         self.store.open()
-        self.launches = Launches(self.path, str(self.directory), self.store, Outfitter(self.directory, self.path))
+        self.vault = Vault(self.store.writer, self.directory, self.store.clock)
+        await self.vault.open()
+        outfitter = Outfitter(self.directory, self.path, vault=self.vault)
+        self.launches = Launches(self.path, str(self.directory), self.store, outfitter)
         self.output = OutputLog(self.directory / "logs" / "logs.db", self.launches.place)
         self.plane = Plane(lambda prefix: f"{prefix}-{next(self._ids)}")
         self.driver = Driver(self.plane, self.engine, self.store, self.launches, self.output)
@@ -128,6 +133,12 @@ class Shell:
         self.tokens = Tokens(self.store.writer, TOKEN)
         await self.tokens.open()
         self.office = Office(self.driver, self.launches, self.store, self.tokens)
+        self.vault.used = lambda: used_in(self.plane)
+        self.objects = Objects(self.directory, True, self.driver.send, self.driver.flush_all, self.store.clock)
+        await self.objects.open()
+        self.office.attend(self.vault.answers)
+        self.office.attend(self.objects.answers)
+        self.office.departures += [self.vault.session_closed, self.objects.session_closed]
         self.rpc = Rpc(self.driver, self.launches, self.office, str(self.directory), **self._rpc_options)
         self.recovery = Recovery(self.driver, self.store)
         driver, register = self.driver, self.store.register
@@ -149,6 +160,8 @@ class Shell:
         self.rpc.close_all()
         await self.engine.close()
         self.output.close_all()
+        self.vault.close()
+        self.objects.close()
         self.store.close()
         await asyncio.sleep(0)
 

@@ -86,6 +86,8 @@ BAD = [
     Bad(declared(resources=Resources(cpu=nan)), r"resources\.cpu is nan"),
     Bad(declared(resources=Resources(memory=-1)), r"resources\.memory is -1"),
     Bad(declared(resources=Resources(gpus=(GpuRequest("H100", 0),))), r"resources\.gpus\.count is 0"),
+    Bad(declared(resources=Resources(gpus=(GpuRequest("H100", 1, 2.0),))), r"resources\.gpus\.fraction is 2\.0"),
+    Bad(declared(resources=Resources(vram=0)), r"resources\.vram is 0"),
     Bad(declared(autoscaler=AutoscalerSettings(min_containers=-1)), r"autoscaler\.min_containers is -1"),
     Bad(declared(autoscaler=AutoscalerSettings(scaledown_window=inf)), r"autoscaler\.scaledown_window is inf"),
     Bad(
@@ -121,6 +123,17 @@ BAD = [
     Bad(p.FunctionRequested(1, version=2**40), r"FunctionRequested\.version is 1099511627776"),
     Bad(p.CodeUploaded(1, "../../etc"), r"CodeUploaded\.digest is '\.\./\.\./etc'; it must match \[0-9a-f\]\{32\}"),
     Bad(p.CodeUploaded(1, "0" * 32, [("x" * 1025, b"")]), r"CodeUploaded\.files has 1025 characters; at most 1024"),
+    Bad(p.FilesOffered(1, "x"), r"FilesOffered\.digest is 'x'; it must match \[0-9a-f\]\{32\}"),
+    Bad(
+        p.FilesOffered(1, "0" * 32, [("a", "../x", 1, False)]),
+        r"FilesOffered\.entries\.hash is '\.\./x'; it must match",
+    ),
+    Bad(p.FilesOffered(1, "0" * 32, [("a", "0" * 64, -1, False)]), r"FilesOffered\.entries\.size is -1; it must be"),
+    Bad(p.FilesSent(1, "../../etc/passwd", False, 0, b""), r"FilesSent\.hash is '\.\./\.\./etc/passwd'; it must match"),
+    Bad(p.FilesSent(1, "0" * 64, False, -1, b""), r"FilesSent\.offset is -1; it must be"),
+    Bad(
+        p.FilesSent(1, "0" * 64, False, 0, b"x" * (8 * 2**20 + 1)), r"FilesSent\.data is 8388609; it must be from 0 to"
+    ),
     Bad(p.CodeUploaded(1, "0" * 32, [("x", b"")] * 5001), r"CodeUploaded\.files has 5001 entries; at most 5000"),
     Bad(p.ContainerStopRequested(1, ""), r"ContainerStopRequested\.container is ''"),
     Bad(p.AppsRequested(1, "a b"), r"AppsRequested\.environment is 'a b'"),
@@ -171,6 +184,8 @@ def test_absurd_values_are_refused_by_name(bad: Bad) -> None:
         p.AppRolledBack(1, "demo"),
         p.FunctionRequested(1, app="demo"),
         p.CodeUploaded(1, "0" * 32, [("pkg/a.py", b"")], last=True),
+        p.FilesOffered(1, "0" * 32, [("pkg/a.bin", "0" * 64, 5, False)]),
+        p.FilesSent(1, "0" * 64, True, 5, b"data", last=True),
         p.AppsRequested(1),
         p.ContainersRequested(1),
         p.FunctionsRequested(1),

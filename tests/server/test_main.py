@@ -20,7 +20,6 @@ import pytest
 from kedge.model import protocol as p
 from kedge.model.spec import MethodSpec, WebSpec
 from kedge.server.main import main
-from kedge.server.settings import parse_gpus
 from kedge.wire.transport import BlockingConnection, ConnectionLost
 from tests.server.shell import app
 
@@ -160,9 +159,9 @@ def test_a_server_that_was_killed_is_followed_by_another(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "variables", "text"),
     [
-        ([], {"KEDGE_GPUS": "two H100s"}, "KEDGE_GPUS: 'two H100s' is not NAME=COUNT; write for example KEDGE_GPUS="),
-        (["--gpus", "H100=-1"], {}, "KEDGE_GPUS: 'H100=-1' is not NAME=COUNT"),
-        (["--gpus", "H100=99999"], {}, "KEDGE_GPUS: 'H100=99999' is not NAME=COUNT"),
+        ([], {"KEDGE_GPUS": "two H100s"}, "KEDGE_GPUS (or --gpus): 'two H100s' is not NAME=COUNT; write for example"),
+        (["--gpus", "H100=-1"], {}, "--gpus: 'H100=-1' is not NAME=COUNT"),
+        (["--gpus", "H100=99999"], {}, "--gpus: 'H100=99999' is not NAME=COUNT"),
         ([], {"KEDGE_CPUS": "many"}, "KEDGE_CPUS (or --cpus) is 'many'; it must be a number above 0"),
         (["--cpus", "nan"], {}, "--cpus is 'nan'"),
         (["--memory", "-5"], {}, "--memory, in MiB, is '-5'; it must be a number above 0"),
@@ -197,8 +196,3 @@ def test_a_home_that_cannot_be_used_is_said(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "server" / "state.db").write_bytes(b"not a database" * 100)
     assert main(["--home", str(tmp_path)]) == 1
     assert "state.db cannot be used: file is not a database" in capsys.readouterr().err
-
-
-def test_gpus_are_counted_by_name() -> None:
-    assert parse_gpus(" H100=8, l4=1,h100 = 2,") == {"H100": 10, "L4": 1}
-    assert parse_gpus("") == {}

@@ -78,7 +78,7 @@ def find(client: Client, text: str) -> Facts:
 def entered(client: Client, text: str) -> tuple[Facts, Facts]:
     """What a container was started with, and the container."""
     id = find(client, text)["container"]
-    found: list[Facts] = ask(client, lambda request: ContainersRequested(request, container=id))
+    found: list[Facts] = ask(client, lambda request: ContainersRequested(request, container=id, secrets=True))
     if not found:
         raise NotFoundError(f"the container {id} has just ended")
     return found[0]["launch"], found[0]
@@ -99,4 +99,7 @@ def _all(client: Client) -> list[Facts]:
 
 def _gpu(container: Facts) -> str:
     devices = ",".join(map(str, container["devices"]))
-    return f"{container['gpu']} [{devices}]" if container["gpu"] else tables.NONE
+    if not container["gpu"]:
+        return tables.NONE
+    vram = container.get("vram")
+    return f"{container['gpu']} [{devices}]" + (f" {tables.size(vram[0] << 20)}" if vram else "")

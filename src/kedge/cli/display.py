@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.text import Text
 
 from kedge.cli import progress
+from kedge.cli.builds import Builds, began
 from kedge.cli.lines import plain, shown
 from kedge.cli.terminal import Piped, Screen, piped, sharing
-from kedge.model.protocol import OutputCaptured
+from kedge.model.protocol import ImageProgressed, OutputCaptured
 from kedge.sdk.lines import Lines, Origin
 
 TICK_S = 0.1
@@ -54,6 +55,7 @@ class Display:
         self._mutex = threading.Lock()
         self._lines = Lines()
         self._names: dict[str, str] = {}
+        self._builds = Builds()
 
     @property
     def elapsed(self) -> float:
@@ -75,6 +77,11 @@ class Display:
     def progress(self, pools: list[progress.Statistics]) -> None:
         """The statistics of every pool of the app."""
         self.pools = pools
+
+    def building(self, image: str, message: ImageProgressed) -> None:
+        """How the build of an image goes."""
+        for line in self._builds.feed(image, message, time.monotonic()):
+            self.notice(line)
 
     def starting(self, functions: list[tuple[str, str]]) -> None:
         """The functions of a version that is tried and has not come up, each with what it printed last."""
@@ -172,6 +179,11 @@ class PlainDisplay(Display):
             if line and line != self._last_line:
                 self._last_line = line
                 _say(f"kedge: {line}")
+
+    def building(self, image: str, message: ImageProgressed) -> None:
+        if message.state == "started":
+            self.notice(began(image, message))
+        super().building(image, message)
 
     def starting(self, functions: list[tuple[str, str]]) -> None:
         if functions and self.elapsed >= self._next_starting_s:
@@ -293,6 +305,7 @@ class LiveDisplay(Display):
         tails = [(origin, tail) for origin, (since, tail) in list(self._tails.items()) if now - since >= TAIL_AGE_S]
         for origin, tail in tails[-TAILS_SHOWN:]:
             lines += progress.render(self._console, self._prefix(origin, time.time()).append(plain(tail), "dim"))
+        lines += self._builds.live(self._console, now, self.elapsed)
         lines += progress.live_lines(self._console, self.title, self.pools, self.elapsed)
         lines += progress.starting_lines(self._console, self._starting)
         if self._interrupted:

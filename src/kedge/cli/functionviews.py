@@ -243,6 +243,8 @@ def _bounds(settings: Facts) -> str:
 
 def _resources(settings: Facts) -> str:
     gpu = f", {' or '.join(settings['gpu'])}" if settings["gpu"] else ""
+    if settings.get("vram"):
+        gpu += f" with {settings['vram']:,} MiB of its memory"
     return f"{settings['cpu']:g} cpu, {settings['memory']:,} MiB{gpu}"
 
 

@@ -38,6 +38,8 @@ class Parcel(Struct, frozen=True, kw_only=True):
     """What came of an import."""
 
     app: AppSpec | None = None
+    secrets: dict[str, dict[str, str]] = {}
+    """Values of the app's secrets that were read there, by the ids in its specs."""
     traceback: str = ""
     """Of the code that failed, as it is shown; empty where none did."""
     error: str = ""
@@ -150,9 +152,11 @@ def imported(order: Order) -> Parcel:
     from kedge.cli.deploy import default_name, load_app
     from kedge.cli.reference import ImportFailed, Reference
     from kedge.sdk import runner
+    from kedge.sdk.secret import values_in
 
     before = frozenset(sys.modules)
     app: AppSpec | None = None
+    secrets: dict[str, dict[str, str]] = {}
     trace = error = ""
     misused = False
     raised: BaseException | None = None
@@ -160,6 +164,7 @@ def imported(order: Order) -> Parcel:
         reference = Reference(order.ref, order.is_module, "kedge serve")
         found = load_app(reference, order.alias_modal)
         app = runner.pack(found, order.name or found.name or default_name(reference), order.environment)
+        secrets = values_in(app.functions)
     except ImportFailed as failed:
         raised = failed.__cause__
         trace, error = failures.import_failure(failed, "there is nothing new to serve")
@@ -174,6 +179,7 @@ def imported(order: Order) -> Parcel:
     sources, packages = sources_of(set(sys.modules) - before, order)
     return Parcel(
         app=app,
+        secrets=secrets,
         traceback=trace,
         error=error.removeprefix("Error: "),
         misused=misused,

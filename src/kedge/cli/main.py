@@ -10,7 +10,22 @@ from typing import Any
 import click
 
 from kedge._version import __version__
-from kedge.cli import apps, containers, deploying, functions, interrupt, profiles, servers, shell, tokens
+from kedge.cli import (
+    apps,
+    containers,
+    deploying,
+    doctor,
+    functions,
+    images,
+    interrupt,
+    objects,
+    profiles,
+    secret,
+    servers,
+    shell,
+    tokens,
+    volumes,
+)
 from kedge.cli.logoptions import log_options, show_logs
 from kedge.cli.outcome import finish, not_empty
 
@@ -139,7 +154,13 @@ for command in (
     apps.app,
     containers.container,
     functions.function,
+    images.image,
     shell.shell,
+    doctor.doctor,
+    secret.secret,
+    objects.dicts,
+    objects.queues,
+    volumes.volume,
     tokens.token,
     profiles.profile,
     profiles.configuration,

@@ -47,6 +47,11 @@ def seconds(value: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02} h"
 
 
+def spinner(elapsed: float) -> str:
+    """The sign of something that goes on."""
+    return _SPINNER[int(elapsed * 10) % len(_SPINNER)]
+
+
 def busy_pools(pools: Sequence[Statistics]) -> list[Statistics]:
     """Those that were asked for something or have containers."""
     return [pool for pool in pools if pool["submitted"] or pool["containers"] or pool["starting"]]
@@ -54,14 +59,14 @@ def busy_pools(pools: Sequence[Statistics]) -> list[Statistics]:
 
 def live_lines(console: Console, title: str, pools: Sequence[Statistics], elapsed: float) -> list[str]:
     """One line per pool, ready for the terminal and never wider than it."""
-    spinner = _SPINNER[int(elapsed * 10) % len(_SPINNER)]
+    sign = spinner(elapsed)
     busy = busy_pools(pools)
     if not busy:
-        return render(console, Text.assemble((spinner, "cyan"), f" {title}  ", (seconds(elapsed), "dim")))
+        return render(console, Text.assemble((sign, "cyan"), f" {title}  ", (seconds(elapsed), "dim")))
     # What still works comes first, and stays in its order.
     busy.sort(key=lambda pool: not _unfinished(pool))
     table = Table.grid(padding=(0, 2))
-    rows = [_cells(console.width, spinner, pool) for pool in busy[:POOLS_SHOWN]]
+    rows = [_cells(console.width, sign, pool) for pool in busy[:POOLS_SHOWN]]
     for _ in rows[0]:
         table.add_column(no_wrap=True, overflow="ellipsis")
     for row, cells in enumerate(rows):
@@ -98,7 +103,7 @@ def starting_line(functions: Sequence[tuple[str, str]], elapsed: float) -> str:
     return f"still starting: {', '.join(name for name, _ in functions)} ({elapsed:.0f} s){said}"
 
 
-def _cells(width: int, spinner: str, pool: Statistics) -> list[Any]:
+def _cells(width: int, sign: str, pool: Statistics) -> list[Any]:
     done = f"{number(pool['finished'])} of {plural(pool['submitted'], 'input')}"
     up = containers(pool)
     if width < NARROW:
@@ -107,7 +112,7 @@ def _cells(width: int, spinner: str, pool: Statistics) -> list[Any]:
     failed = f", {number(pool['failed'])} failed" if pool["failed"] else ""
     bar = ProgressBar(max(pool["submitted"], 1), pool["finished"], width=BAR_CELLS)
     return [
-        Text.assemble((spinner if _unfinished(pool) else "✓", "cyan"), " ", (label(pool), "bold")),
+        Text.assemble((sign if _unfinished(pool) else "✓", "cyan"), " ", (label(pool), "bold")),
         *([bar] if width >= WIDE else []),
         Text.assemble(done, (failed, "red")),
         Text(_activity(pool), "dim"),

@@ -39,10 +39,11 @@ from kedge.exception import (
 from kedge.model.ids import APP, deployment_id
 from kedge.model.protocol import AppStopped
 from kedge.model.spec import AppSpec
-from kedge.sdk import config, output, runner, validation
+from kedge.sdk import config, image_builds, output, validation
 from kedge.sdk.calls import Pending
 from kedge.sdk.output_feed import OutputFeed
 from kedge.sdk.runner import STOP_S, Deployed, Session
+from kedge.sdk.secret import adopt
 
 OK, FAILED, NOT_STARTED = 0, 1, 2
 AGAIN_S = 1.0
@@ -161,6 +162,7 @@ class Serving:
             self._watch(parcel)
         if parcel.app is None:
             return self._not_imported(parcel)
+        adopt(parcel.secrets)
         self._send(number, parcel.app)
         return None
 
@@ -310,7 +312,6 @@ class Connection:
         except BaseException:
             self._session.leave()
             raise
-        runner.say_that_images_are_not_built(app.functions)
         self._watch = _Watch(events, lost, lambda: self._is_back(back))
         link = self._session.client.link()
         link.registry.calls[_WATCH] = self._watch
@@ -318,7 +319,8 @@ class Connection:
 
     def deploy(self, app: AppSpec) -> Deployed:
         """Makes this the version that is served. Raises why it cannot."""
-        return self._session.deploy(self._session.address(app, ephemeral=True))
+        spec = self._session.with_secrets(self._session.address(app, ephemeral=True))
+        return self._session.deploy(image_builds.built(self._session.client, spec))
 
     def close(self) -> None:
         client = self._session.client

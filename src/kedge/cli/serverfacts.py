@@ -15,6 +15,11 @@ def lines(facts: Facts) -> Iterator[str]:
     """Room first, then trouble, if there was any."""
     for machine in facts["machines"]:
         yield f"{_machine(machine)}."
+        for device in machine.get("devices", []):
+            if device["memory_used"]:
+                yield _shared(device)
+    if "isolation" in facts:
+        yield _protection(facts["isolation"]["rung"], facts["limits"])
     free = facts["disk"].get("free_bytes")
     yield f"Its disk has {size(free)} free." if free is not None else f"Its disk: {clean(facts['disk']['error'])}."
     if facts["failures"]:
@@ -23,6 +28,21 @@ def lines(facts: Facts) -> Iterator[str]:
     if facts["dropped"]:
         late = ", ".join(f"{clean(name)} ({number(count)})" for name, count in sorted(facts["dropped"].items()))
         yield f"Came too late and was dropped: {late}."
+
+
+def _shared(device: Facts) -> str:
+    taken = f"{number(device['memory_used'])} of {number(device['memory'])} MiB"
+    who = plural(device["containers"], "container")
+    return f"{clean(device['name'])} [{device['index']}] is shared by {who}: {taken} are given away."
+
+
+def _protection(rung: str, limits: dict[str, str]) -> str:
+    """How containers are kept from each other and from the machine."""
+    ways: dict[str, list[str]] = {}
+    for name, way in limits.items():
+        ways.setdefault(way, []).append(name)
+    bounded = ", ".join(f"{way} ({', '.join(names)})" for way, names in ways.items())
+    return f"Isolation of containers with images: {rung}. Limits are kept by {bounded}; `kedge doctor` says more."
 
 
 def _machine(machine: Facts) -> str:

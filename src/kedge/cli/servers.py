@@ -29,8 +29,9 @@ OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option("--cpus", metavar="N", help="Cores that containers may ask for."),
     click.option("--memory", metavar="MIB", help="Memory that they may ask for."),
-    click.option("--gpus", metavar="LIST", help='Declared devices: "H100=8,L4=1".'),
+    click.option("--gpus", metavar="LIST", help='Declared devices, in place of found ones: "H100=8,L4=1", or none.'),
     click.option("--isolation", metavar="RUNG", help="process, namespace, bubblewrap, oci or gvisor (the best)."),
+    click.option("--host-apt", is_flag=True, help="Debian packages of images are those of this machine."),
     click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
 ]
 

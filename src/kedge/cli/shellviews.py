@@ -90,7 +90,7 @@ def _running(ref: str, environment: str | None) -> tuple[Facts, Facts | None]:
         if ref.startswith("ct-"):
             return containerviews.entered(client, ref)
         function = only(named(functions_of(client, environment), ref), ref)["function"]
-        found: list[Facts] = ask(client, lambda request: FunctionsRequested(request, function=function))
+        found: list[Facts] = ask(client, lambda request: FunctionsRequested(request, function=function, secrets=True))
     if not found:
         raise NotFoundError(f"{ref} has just been stopped")
     return found[0]["launch"], None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from kedge.cli.display import Display
 from kedge.cli.lines import plain
 from kedge.cli.progress import Statistics
-from kedge.model.protocol import OutputCaptured
+from kedge.model.protocol import ImageProgressed, OutputCaptured
 
 
 class Starting:
@@ -32,3 +32,6 @@ class Starting:
     def progress(self, pools: list[Statistics]) -> None:
         loading = [pool for pool in pools if pool["starting"] and not pool["containers"]]
         self._display.starting([(str(pool["name"]), self._said.get(pool["pool"], "")) for pool in loading])
+
+    def building(self, image: str, message: ImageProgressed) -> None:
+        self._display.building(image, message)

@@ -39,12 +39,14 @@ def variables_of(launch: Facts, container: Facts | None, own: Mapping[str, str])
 
     found = threads.sized(launch["variables"], launch["cpu"])
     found |= {name: own[name] for name in _OF_TERMINAL if name in own}
+    found |= launch.get("secrets") or {}
     found |= launch["env"]
     found |= {"KEDGE_IS_REMOTE": "1", "KEDGE_ENVIRONMENT": launch["environment"]}
     if container is not None:
         found["KEDGE_CONTAINER_ID"] = container["container"]
         if container["devices"]:
             found["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, container["devices"]))
+        found |= container.get("device_variables") or {}
     if launch["alias_modal"]:
         found["MODAL_IS_REMOTE"] = "1"
         if container is not None:

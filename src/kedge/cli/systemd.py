@@ -26,6 +26,7 @@ WorkingDirectory={home}
 {environment}Restart=on-failure
 RestartSec=2
 KillMode=mixed
+Delegate=yes
 TimeoutStopSec=40
 
 [Install]

@@ -107,6 +107,7 @@ def settle(launch: Launch) -> None:
         names |= {"MODAL_TASK_ID": launch.container, "MODAL_IS_REMOTE": "1"}
     if launch.devices:
         names["CUDA_VISIBLE_DEVICES"] = ",".join(str(device) for device in launch.devices)
+    names |= dict(launch.device_variables)
     os.environ.update(names)
     try:
         os.chdir(environment.directory)

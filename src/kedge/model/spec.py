@@ -198,6 +198,8 @@ class VolumeRef(Struct, frozen=True, kw_only=True):
     environment: str = ""
     read_only: bool = False
     sub_path: str = ""
+    create: bool = False
+    """It is made where there is none of this name."""
 
 
 class FunctionSpec(Struct, frozen=True, kw_only=True):
@@ -408,6 +410,9 @@ class Launch(Struct, frozen=True, kw_only=True):
     """Modules that the fork server of this app and environment should have loaded."""
     devices: tuple[int, ...] = ()
     """Indices of the GPUs that belong to this container."""
+    device_variables: tuple[tuple[str, str], ...] = ()
+    """What tells its code which they are. Beside the environment, which fork servers are made for: one serves
+    containers of all devices."""
     home: str = ""
     """KEDGE_HOME of the server, where payload files live."""
     isolation: Isolation = Isolation()

@@ -19,17 +19,20 @@ ALIAS = "modal"
 SUBMODULES = {
     "app": "kedge.sdk.app",
     "cls": "kedge.sdk.cls",
+    "dict": "kedge.sdk.dicts",
     "exception": "kedge.exception",
     "experimental": "kedge.experimental",
+    "file_pattern_matcher": "kedge.sdk.patterns",
     "functions": "kedge.sdk.function",
     "gpu": "kedge.gpu",
     "image": "kedge.sdk.image",
     "output": "kedge.sdk.output",
     "partial_function": "kedge.sdk.decorators",
+    "queue": "kedge.sdk.queues",
     "retries": "kedge.sdk.retries",
     "runner": "kedge.sdk.runner",
     "schedule": "kedge.sdk.schedule",
-    "secret": "kedge.sdk.later",
+    "secret": "kedge.sdk.secret",
     "volume": "kedge.sdk.later",
 }
 """Counterparts of public submodules."""

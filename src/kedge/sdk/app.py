@@ -24,10 +24,13 @@ from kedge.sdk.deployable import Deployable
 from kedge.sdk.entrypoint import LocalEntrypoint
 from kedge.sdk.function import Function
 from kedge.sdk.image import Image
-from kedge.sdk.later import Secret, Volume, refuse
+from kedge.sdk.later import refuse
 from kedge.sdk.parameters import parameter
+from kedge.sdk.secret import Secret, references
 from kedge.sdk.typed import FunctionDecorator
 from kedge.sdk.usage import keywords_only, where
+from kedge.sdk.volume import Volume
+from kedge.sdk.volume_mounts import references as volumes_at
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,7 +48,8 @@ class App(Deployable):
         name: Shown to people, and the name of a deployment. Default: the name of the program.
         tags: Labels.
         image: For functions that give none.
-        secrets, volumes: Do not exist yet; anything in them is refused.
+        secrets: Variables for all of its functions; their own secrets come after them.
+        volumes: For all of its functions, by path: `{"/data": volume}`; their own win at the same path.
         include_source: Whether containers get the source of the program.
         isolation: How containers are kept apart: process, namespace, bubblewrap, oci or gvisor. Default: as the server
             decides, which is the best that the machine has for apps with an image.
@@ -75,7 +79,8 @@ class App(Deployable):
     ) -> None:
         if name is not None:
             validation.name("App: name", name)
-        options.refuse_unavailable("App", {"secrets": secrets, "volumes": volumes})
+        self._volumes = volumes_at("App: volumes", volumes or {})
+        self._secrets = references("App: secrets", secrets)
         self.name = name
         self.tags = dict(validation.environment("App: tags", tags or {}))
         self.include_source = validation.flag("App: include_source", include_source)
@@ -102,7 +107,9 @@ class App(Deployable):
         Args:
             image: What containers have installed. Default: the app's.
             env: Environment variables.
-            gpu: Name of a device, with a count (`"H100:8"`), or a list of acceptable ones in order of preference.
+            gpu: Name of a device, with a count (`"H100:8"`) or a part of one (`"H100:0.5"`), or a list of acceptable ones
+                in order of preference.
+            vram: MiB of each device's memory, or `"20Gi"`: the rest of it is for others. Alone it means any device.
             cpu: Cores, or a pair (request, limit). Default 0.125.
             memory: MiB or text such as `"16Gi"`, or a pair (request, limit). Default 128 MiB.
             ephemeral_disk: MiB.
@@ -127,7 +134,12 @@ class App(Deployable):
             experimental_options: `{"preload": ["torch"]}` names modules that a fork server should hold.
             schedule: `kedge.Cron` or `kedge.Period`: while the app is deployed, the function runs by itself at these
                 times, without arguments.
-            secrets, volumes, network_file_systems, proxy: do not exist yet and are refused.
+            secrets: Variables that are kept apart from code, such as `[kedge.Secret.from_name("openai")]`; later ones
+                win, and `env` wins over all.
+            volumes: File systems that outlive containers, by the path where they are mounted:
+                `{"/models": kedge.Volume.from_name("models", create_if_missing=True)}`.
+            network_file_systems: does not exist, and is refused; a volume is what to use instead.
+            proxy: accepted, without effect.
 
         Example:
             @app.function(cpu=2.0, memory="4Gi", timeout=600)
@@ -165,7 +177,7 @@ class App(Deployable):
     def declare(self, owner: str, settings: Mapping[str, Any]) -> Declaration:
         """The checked keywords of one decorator that users know as `owner`."""
         image = self._image.spec if self._image is not None else ImageSpec()
-        return Declaration(self, owner, settings, image, self.include_source)
+        return Declaration(self, owner, settings, image, self.include_source, self._secrets, self._volumes)
 
     @keywords_only("@app.local_entrypoint()", name="app.local_entrypoint", bound=True)
     def local_entrypoint(self, *, name: str | None = None) -> Callable[[Callable[P, R]], LocalEntrypoint[P, R]]:

@@ -19,6 +19,7 @@ from kedge.model.payload import ErrorInfo, Payload, Result
 from kedge.model.protocol import (
     CallClosed,
     CallRefused,
+    ImageProgressed,
     InputsAccepted,
     InputsSubmitted,
     Output,
@@ -184,6 +185,9 @@ class Request(Pending):
     def resend(self) -> list[Any]:
         return [self.message]
 
+    def hear(self, message: ImageProgressed) -> None:
+        """How it goes, where it takes long."""
+
 
 class Registry:
     """All that one connection waits for, and what it has announced."""
@@ -234,6 +238,10 @@ class Registry:
                 # What was sent makes no sense to the server: sending it again would not help.
                 text = f"the kedge server refused what this program sent, and closed the connection: {message.reason}"
                 self.fail(lambda text=text: ServiceError(text))  # type: ignore[misc]
+            elif kind is ImageProgressed:
+                request = self.requests.get(message.request)
+                if isinstance(request, Request):
+                    request.hear(message)
             else:
                 self._on_other(message)
 

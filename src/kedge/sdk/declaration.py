@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import structs
 
 from kedge.exception import InvalidError
-from kedge.model.spec import Concurrency, FunctionSpec, ImageSpec, MethodSpec
+from kedge.model.spec import Concurrency, FunctionSpec, ImageSpec, MethodSpec, SecretRef, VolumeRef
 from kedge.sdk import options as options_module
 from kedge.sdk import parameters, validation, web
 from kedge.sdk.cls import Cls
@@ -28,6 +28,7 @@ from kedge.sdk.partial import (
     partials_of,
 )
 from kedge.sdk.usage import where
+from kedge.sdk.volume_mounts import merged
 
 if TYPE_CHECKING:
     from kedge.sdk.app import App
@@ -42,12 +43,21 @@ class Declaration:
         app: Where the result is registered.
         owner: How users know the decorator, for messages: `app.function`.
         options: Its keywords.
+        secrets: The app's, in front of its own.
+        volumes: The app's, where it has none of its own at the same path.
         image: The app's image, for functions without one.
         include_source: The app's setting.
     """
 
     def __init__(
-        self, app: App, owner: str, options: Mapping[str, Any], image: ImageSpec, include_source: bool
+        self,
+        app: App,
+        owner: str,
+        options: Mapping[str, Any],
+        image: ImageSpec,
+        include_source: bool,
+        secrets: tuple[SecretRef, ...] = (),
+        volumes: tuple[VolumeRef, ...] = (),
     ) -> None:
         self.app = app
         self.owner = owner
@@ -60,7 +70,12 @@ class Declaration:
             validation.flag(f"{owner}: is_generator", self._is_generator)
         self._serialized = validation.flag(f"{owner}: serialized", modern.get("serialized", False))
         blank = FunctionSpec(name="", module="", qualname="", image=image, include_source=include_source)
-        self._template = options_module.apply(owner, blank, modern)
+        template = options_module.apply(owner, blank, modern)
+        self._template = structs.replace(
+            template,
+            secrets=(*secrets, *template.secrets),
+            volumes=merged(f"{owner}: volumes", volumes, template.volumes),
+        )
         options_module.warn_without_effect(owner, self._template)
 
     # ------------------------------------------------------------ functions

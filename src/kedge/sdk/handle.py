@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
 from msgspec import structs
 
 from kedge.exception import ExecutionError, InvalidError
 from kedge.model import ids
 from kedge.model.payload import Payload
-from kedge.model.spec import FunctionSpec, MethodSpec, Variant
+from kedge.model.protocol import FunctionRequested
+from kedge.model.spec import FunctionSpec, MethodSpec, SecretRef, Variant
 from kedge.model.variants import variant_digest
-from kedge.sdk import context
+from kedge.sdk import context, secret
 from kedge.sdk.late import Late, restore
 from kedge.sdk.target import NO_LIMITS, Limits, Target
 
@@ -114,10 +116,11 @@ class Handle(Late):
 
     def _make_target(self, app_id: str) -> Target:
         function = ids.function_id(app_id, self.spec.name)
-        digest = variant_digest(self._declared, self.spec, self._parameters)
+        changed = self._with_own_secrets()
+        digest = variant_digest(self._declared, changed, self._parameters)
         variant = None
         if digest:
-            spec = self.app.complete(self.spec)
+            spec = self._with_declared_secrets(function, self.app.complete(changed))
             variant = Variant(function=function, variant=digest, parameters=self._parameters, spec=spec)
         return Target(
             app=app_id,
@@ -130,6 +133,26 @@ class Handle(Late):
             queue_timeout=self._limits.queue_timeout,
         )
 
+    def _with_own_secrets(self) -> FunctionSpec:
+        """Its spec, where secrets of this process were given to this handle: with the ids that they have at the server,
+        which are the same for equal values."""
+        if self.spec.secrets == self._declared.secrets or not any(map(secret.is_declared, self.spec.secrets)):
+            return self.spec
+        from kedge.sdk.client import Client
+
+        return secret.bind_specs((self.spec,), secret.keeper(Client.current()))[0]
+
+    def _with_declared_secrets(self, function: str, spec: FunctionSpec) -> FunctionSpec:
+        """The spec of a variant that has the secrets of the declaration: perhaps only the process that started the app
+        has had their values, and the server knows their ids."""
+        if not any(map(secret.is_declared, spec.secrets)):
+            return spec
+        from kedge.sdk.client import Client
+
+        found = Client.current().request(lambda number: FunctionRequested(number, function))
+        there = msgspec.convert(found["spec"]["secrets"], tuple[SecretRef, ...])
+        return structs.replace(spec, secrets=there)
+
     def __repr__(self) -> str:
         return f"<kedge.Function {self.name}>"
 
@@ -140,7 +163,8 @@ class Handle(Late):
 
     def _pickled(self) -> tuple[Any, ...]:
         declared = structs.replace(self._declared, serialized=None)
-        return self.app, self.app.complete(self.spec), declared, self._method.name, self._parameters, self._limits
+        spec = self._with_own_secrets() if self.app.app_id is not None else self.spec
+        return self.app, self.app.complete(spec), declared, self._method.name, self._parameters, self._limits
 
     if not TYPE_CHECKING:  # for type checkers a handle cannot be called
 

@@ -1,14 +1,12 @@
-"""Names of the API that come later: they import, annotate and test with isinstance, and say so when used.
-
-`Secret` and `Volume` can be named (programs do that at import time); passing one on is refused where it is passed.
-"""
+"""Names of the API that come later: they import, annotate and test with isinstance, and say so when used."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from kedge.exception import UnavailableError
+from kedge.sdk import validation
+from kedge.sdk.secret import Secret as Secret
 
 
 def refuse(what: str, instead: str = "") -> NoReturn:
@@ -40,13 +38,8 @@ def later(name: str, instead: str = "") -> type:
 PLACEHOLDERS = {
     "CloudBucketMount": "Read and write the bucket with its own client library.",
     "Cluster": "",
-    "Dict": "Keep shared state in a database or a file.",
     "Environment": "",
-    "FilePatternMatcher": "",
-    "NetworkFileSystem": "Containers see the files of this machine.",
     "Probe": "",
-    "Proxy": "",
-    "Queue": "Pass values as arguments and results, or use .map and .spawn.",
     "Sandbox": "",
     "SandboxSnapshot": "",
     "SchedulerPlacement": "",
@@ -82,45 +75,32 @@ class _Named:
 
 
 _INSTEAD = {
-    "Secret": "Containers have the caller's environment variables; others can be given by env={…}.",
-    "Volume": "Containers see the files of this machine.",
+    "NetworkFileSystem": "Use kedge.Volume.from_name('NAME', create_if_missing=True).",
 }
 
 
-class Secret(_Named):
-    """Environment variables kept apart from code. Can be named; passing it to a function is refused until it exists."""
+class Proxy:
+    """An address that containers reach the network from. It can be named; containers use that of their machine."""
 
-    kind = "Secret"
-
-    @classmethod
-    def from_name(cls, name: str, *, environment_name: str | None = None, required_keys: Sequence[str] = ()) -> Secret:
-        return cls(repr(name))
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     @classmethod
-    def from_dict(cls, env_dict: Mapping[str, str | None] | None = None) -> Secret:
-        return cls(f"of a dict with {', '.join(env_dict or {}) or 'nothing'}")
+    def from_name(cls, name: str, *, environment_name: str | None = None, client: Any = None) -> Proxy:
+        """A proxy by name. Nothing is asked, and giving it to a function has no effect but a warning."""
+        return cls(validation.name("Proxy.from_name: name", name))
 
-    @classmethod
-    def from_dotenv(cls, path: str | None = None, *, filename: str = ".env") -> Secret:
-        return cls(f"of {filename}")
-
-    @classmethod
-    def from_local_environ(cls, env_keys: Sequence[str]) -> Secret:
-        return cls(f"of the variables {', '.join(env_keys)}")
+    def __repr__(self) -> str:
+        return f"Proxy {self.name!r}"
 
 
-class Volume(_Named):
-    """A shared file system. Can be named; passing it to a function, or using it, is refused until it exists."""
+class NetworkFileSystem(_Named):
+    """A shared file system of older programs. It can be named; `kedge.Volume` is what to use instead."""
 
-    kind = "Volume"
+    kind = "NetworkFileSystem"
 
     @classmethod
     def from_name(
-        cls,
-        name: str,
-        *,
-        environment_name: str | None = None,
-        create_if_missing: bool = False,
-        version: int | None = None,
-    ) -> Volume:
+        cls, name: str, *, environment_name: str | None = None, create_if_missing: bool = False
+    ) -> NetworkFileSystem:
         return cls(repr(name))

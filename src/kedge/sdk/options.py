@@ -15,7 +15,7 @@ from msgspec import structs
 
 from kedge.exception import DeprecationError, InvalidError, NoEffectWarning, UnavailableError
 from kedge.model.spec import Concurrency, FunctionSpec
-from kedge.sdk import validation
+from kedge.sdk import secret, validation, volume_mounts
 from kedge.sdk.image import Image
 from kedge.sdk.retries import Retries, policy_of
 from kedge.sdk.schedule import schedule_of
@@ -23,8 +23,9 @@ from kedge.sdk.target import Limits
 from kedge.sdk.usage import old_spelling, warn
 
 if TYPE_CHECKING:
-    from kedge.sdk.later import Secret, Volume
     from kedge.sdk.schedule import Schedule
+    from kedge.sdk.secret import Secret
+    from kedge.sdk.volume import Volume
 
 
 class VariantOptions(TypedDict, total=False):
@@ -32,7 +33,8 @@ class VariantOptions(TypedDict, total=False):
 
     cpu: float | tuple[float, float] | None
     memory: int | str | tuple[int | str, int | str] | None
-    gpu: str | Sequence[str] | None
+    gpu: str | Sequence[str] | bool | None
+    vram: int | str | None
     env: Mapping[str, str | None] | None
     secrets: Sequence[Secret] | None
     volumes: Mapping[Any, Volume] | None
@@ -90,10 +92,7 @@ CLS_KEYWORDS = tuple(ClsOptions.__annotations__)
 FUNCTION_KEYWORDS = tuple(FunctionOptions.__annotations__)
 
 UNAVAILABLE = {
-    "secrets": "Containers have the caller's environment variables; others can be given by env={…}.",
-    "volumes": "Containers see the files of this machine.",
-    "network_file_systems": "Containers see the files of this machine.",
-    "proxy": "",
+    "network_file_systems": "Write volumes={'/path': kedge.Volume.from_name('NAME', create_if_missing=True)} instead.",
 }
 """Refused where they hold anything: ignoring them would be worse."""
 
@@ -109,6 +108,7 @@ FIELDS = {
     "cpu": "resources",
     "memory": "resources",
     "gpu": "resources",
+    "vram": "resources",
     "ephemeral_disk": "resources",
     "min_containers": "autoscaler",
     "max_containers": "autoscaler",
@@ -124,9 +124,22 @@ FIELDS = {
 }  # fmt: skip
 """The field of FunctionSpec that a keyword sets."""
 
+
+def proxy_name(what: str, value: Any) -> str:
+    """The name of a `Proxy`."""
+    from kedge.sdk.later import Proxy
+
+    if not isinstance(value, Proxy):
+        raise InvalidError(f"{what} must be a kedge.Proxy, such as kedge.Proxy.from_name('NAME'), not {value!r}")
+    return value.name
+
+
 _Check = Callable[[str, Any], Any]
 _VALUES: dict[str, _Check] = {
     "env": validation.environment,
+    "secrets": secret.references,
+    "volumes": volume_mounts.references,
+    "proxy": proxy_name,
     "retries": policy_of,
     "timeout": validation.seconds,
     "startup_timeout": validation.seconds,
@@ -214,15 +227,14 @@ def check_schedule(owner: str, spec: FunctionSpec, code: Callable[..., Any]) -> 
 
 
 def _resources(owner: str, spec: FunctionSpec, given: Mapping[str, Any]) -> Any:
-    keys = {key: given[key] for key in ("cpu", "memory", "gpu", "ephemeral_disk") if key in given}
+    keys = {key: given[key] for key in ("cpu", "memory", "ephemeral_disk") if key in given}
     fresh = validation.resources(owner, **keys)
     changes: dict[str, Any] = {}
     if "cpu" in keys:
         changes |= {"cpu": fresh.cpu, "cpu_limit": fresh.cpu_limit}
     if "memory" in keys:
         changes |= {"memory": fresh.memory, "memory_limit": fresh.memory_limit}
-    if "gpu" in keys:
-        changes["gpus"] = fresh.gpus
+    changes |= validation.shared(owner, spec.resources, given)
     if "ephemeral_disk" in keys:
         changes["ephemeral_disk"] = fresh.ephemeral_disk
     return structs.replace(spec.resources, **changes)
@@ -303,9 +315,23 @@ def check_concurrency_limit(owner: str, spec: FunctionSpec) -> None:
 
 
 def warn_without_effect(owner: str, spec: FunctionSpec) -> None:
-    """Warns about settings that protect something and cannot be honoured yet."""
+    """Warns about settings that protect something and cannot be honoured yet, and once about those that mean nothing on
+    a machine of one's own."""
     for key in ("block_network", "restrict_modal_access"):
         if getattr(spec, key):
             warn(
                 f"{owner}: {key}=True has no effect yet; containers are not isolated from the network", NoEffectWarning
             )
+    for keys, meaning in _WITHOUT_MEANING.items():
+        given = [key for key in keys if getattr(spec, key)]
+        if given and keys not in _said:
+            _said.add(keys)
+            warn(f"{owner}: {', '.join(f'{key}=' for key in given)} {meaning}", NoEffectWarning)
+
+
+_WITHOUT_MEANING = {
+    ("region", "cloud", "routing_region"): "has no effect in kedge: containers run on the machine of their server",
+    ("proxy",): "has no effect in kedge: containers reach the network from the address of their server's machine",
+}
+_said: set[tuple[str, ...]] = set()
+"""Once per process: programs give these to each of their functions."""

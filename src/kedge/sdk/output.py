@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from kedge.model.protocol import OutputCaptured
+from kedge.model.protocol import ImageProgressed, OutputCaptured
 from kedge.sdk.lines import Lines, Origin
 
 
@@ -29,6 +29,9 @@ class OutputSink(Protocol):
 
     def progress(self, pools: list[dict[str, Any]]) -> None:
         """The statistics of every pool of the app."""
+
+    def building(self, image: str, message: ImageProgressed) -> None:
+        """How the build of an image goes. `image` names its functions, where the app has several images."""
 
 
 class PlainOutput:
@@ -60,6 +63,12 @@ class PlainOutput:
 
     def progress(self, pools: list[dict[str, Any]]) -> None:
         """Nothing: a plain display shows no progress."""
+
+    def building(self, image: str, message: ImageProgressed) -> None:
+        """Which steps are built, line by line."""
+        if message.state == "started":
+            of = f" of {image}" if image else ""
+            self.notice(f"building the image{of}: {message.title} (step {message.step} of {message.steps})")
 
 
 _sinks: list[OutputSink] = []

@@ -31,7 +31,19 @@ from kedge.model.payload import INIT_FAILURE, ErrorInfo
 from kedge.model.protocol import ROLLING, STRATEGIES, AppCreated, AppDeployed, AppStopped, FunctionRequested
 from kedge.model.spec import AppSpec, FunctionSpec
 from kedge.sdk import client as client_module
-from kedge.sdk import config, context, output, serializer, server_process, shipping, snapshot, validation
+from kedge.sdk import (
+    config,
+    context,
+    image_builds,
+    output,
+    secret,
+    serializer,
+    server_process,
+    shipping,
+    snapshot,
+    validation,
+    volume_mounts,
+)
 from kedge.sdk.client import Client
 from kedge.sdk.output_feed import OutputFeed
 from kedge.sdk.server_process import ServerProcess
@@ -105,11 +117,11 @@ def run_app(
     session = Session.join(machine=detach)
     feed = None
     try:
-        spec = session.address(parcel, ephemeral=not detach)
+        spec = session.with_secrets(session.address(parcel, ephemeral=not detach))
         sink = output.current()
         if sink is not None:
             feed = OutputFeed(session.client, spec.app, sink)
-        say_that_images_are_not_built(spec.functions)
+        spec = image_builds.built(session.client, spec)
         created = AppCreated(session.client.link().registry.next_request(), spec)
         answer = session.client.request(lambda number: AppCreated(number, spec))
         if sink is not None:
@@ -184,8 +196,8 @@ def deploy_app(
     session = Session.join(machine=True)
     feed = None
     try:
-        spec = structs.replace(session.address(parcel, ephemeral=False), tag=tag)
-        say_that_images_are_not_built(spec.functions)
+        spec = structs.replace(session.with_secrets(session.address(parcel, ephemeral=False)), tag=tag)
+        spec = image_builds.built(session.client, spec)
         sink = output.current()
         if sink is not None and sink.progress_interval:  # who shows progress sees how the version comes up
             deployment = deployment_id(spec.environment_name, spec.name)
@@ -237,27 +249,17 @@ def pack(app: App, name: str, environment: str) -> AppSpec:
     code = snapshot.take(specs, server_process.home(), app.include_source)
     if code.main:
         serializer.ship_main()
+    functions = image_builds.bound(specs, code, server_process.home(), environment)
+    around = snapshot.environment()
     return AppSpec(
         app=f"{APP}-{secrets.token_hex(8)}",
         name=name,
-        functions=specs,
+        functions=functions,
         code=code,
-        environment=snapshot.environment(),
+        environment=structs.replace(around, variables=secret.without(around.variables, functions)),
         environment_name=environment,
         isolation=app.isolation,
     )
-
-
-def say_that_images_are_not_built(specs: tuple[FunctionSpec, ...]) -> None:
-    """Once per run, where somebody shows output."""
-    names = [spec.name for spec in specs if spec.image.steps]
-    if not names:
-        return
-    text = (
-        f"images are not built yet: {', '.join(names)} run in the environment of this program, with the packages that "
-        "are installed here"
-    )
-    _say(text)
 
 
 def _say(text: str) -> None:
@@ -327,13 +329,21 @@ class Session:
         return self._server is not None
 
     def address(self, parcel: AppSpec, *, ephemeral: bool) -> AppSpec:
-        """What was packed, for this server: with code that it finds, and an environment that there is."""
+        """What was packed, for this server: with code and files that it finds, and an environment that there is."""
+        code = shipping.at_server(self.client, parcel.code, private=self.private)
         return structs.replace(
             parcel,
-            code=shipping.at_server(self.client, parcel.code, private=self.private),
+            functions=image_builds.at_server(self.client, parcel.functions, parcel.code, code),
+            code=code,
             environment=shipping.environment(self.client, parcel.environment),
             ephemeral=ephemeral,
         )
+
+    def with_secrets(self, spec: AppSpec) -> AppSpec:
+        """The spec with the ids that secrets of this process have at the server: it gets their values here. Its volumes
+        are there from now on."""
+        volume_mounts.provide(self.client, spec)
+        return structs.replace(spec, functions=secret.bind_specs(spec.functions, secret.keeper(self.client)))
 
     def deploy(self, spec: AppSpec, strategy: str = ROLLING) -> Deployed:
         """Sends a new version and waits until it serves. Raises why it does not."""

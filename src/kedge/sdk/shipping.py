@@ -11,14 +11,17 @@ import os
 from msgspec import structs
 
 from kedge.exception import InvalidError, ServiceError
-from kedge.model.protocol import CodeUploaded
-from kedge.model.spec import CodeSpec, EnvironmentSpec
+from kedge.model.protocol import CodeUploaded, FilesOffered, FilesSent
+from kedge.model.spec import CodeSpec, EnvironmentSpec, LocalFiles
 from kedge.sdk import server_process, snapshot
 from kedge.sdk.client import Client
 from kedge.wire.transport import is_tcp
+from kedge.wire.trees import Entry, digest_of, entries_of
 
 PART = 8 * 1024 * 1024
 """Bytes of files in one message."""
+SENT_AGAIN = 5
+"""Parts that may be sent without any of them getting there."""
 
 
 def environment(client: Client, ours: EnvironmentSpec) -> EnvironmentSpec:
@@ -58,6 +61,53 @@ def at_server(client: Client, code: CodeSpec, *, private: bool) -> CodeSpec:
     # There is nothing at the place where the code came from: `__file__`, and data beside it, are where it is stored.
     origin = f"{root}/{code.module.partition('.')[0]}" if code.is_package else f"{root}/{code.module}.py"
     return structs.replace(code, root=root, origin=origin)
+
+
+def files_at_server(client: Client, files: LocalFiles) -> LocalFiles:
+    """Files that an image reads, where the server finds them: what it does not have of them is sent."""
+    if not files.root or _reads_our_disk(client):
+        return files
+    digest = os.path.basename(files.root)
+    answer = client.request(lambda number: FilesOffered(number, digest))
+    if "root" in answer:
+        return structs.replace(files, root=answer["root"])
+    entries = entries_of(files.root)
+    offered = [(entry.path, entry.hash, entry.size, entry.executable) for entry in entries]
+    answer = client.request(lambda number: FilesOffered(number, digest, offered))
+    if "root" not in answer:
+        missing = set(answer["missing"])
+        for entry in {entry.object: entry for entry in entries if entry.object in missing}.values():
+            _send(client, entry, os.path.join(files.root, entry.path))
+        answer = client.request(lambda number: FilesOffered(number, digest, offered))
+    if "root" not in answer:
+        raise ServiceError(
+            f"the server at {client.address} has taken files of an image and does not say where they are"
+        )
+    return structs.replace(files, root=answer["root"])
+
+
+def _send(client: Client, entry: Entry, path: str) -> None:
+    """One content, in parts: each is answered, so that no more than one is under way. After a lost connection the
+    answer says from where it goes on."""
+    offset, stuck = 0, 0
+    with open(path, "rb") as file:
+        while stuck < SENT_AGAIN:
+            file.seek(offset)
+            part = file.read(PART)
+            last = offset + len(part) == entry.size
+            there = _append(client, FilesSent(0, entry.hash, entry.executable, offset, part, last))
+            if there == entry.size:
+                return
+            stuck = stuck + 1 if there <= offset else 0
+            offset = there
+    raise ServiceError(f"the server at {client.address} does not take {path}")
+
+
+def _append(client: Client, part: FilesSent) -> int:
+    """How much of the content the server has then."""
+    answer = client.request(lambda number: structs.replace(part, request=number))
+    there: int = answer["size"]
+    return there
 
 
 def _reads_our_disk(client: Client) -> bool:

@@ -9,18 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kedge.exception import InvalidError
+from kedge.model.gpus import ANY_GPU, NAMES
 from kedge.model.spec import DEFAULT_CPU, DEFAULT_MEMORY, RUNGS, GpuRequest, Resources
 from kedge.sdk.usage import nearest
 
-GPU_NAMES = tuple(
-    " ".join(
-        [
-            "ANY T4 L4 A10 A10G L40S A100 A100-40GB A100-80GB H100 H100! H200 B200 B200+ B300 GB200 GH200 RTX-PRO-6000",
-            "A2 A30 A40 A4000 A5000 A6000 B100 H20 H800 L40 P4 P100 V100 RTX-2080TI RTX-3060 RTX-3070 RTX-3080",
-            "RTX-3090 RTX-4060 RTX-4070 RTX-4080 RTX-4090 RTX-5070 RTX-5080 RTX-5090 RTX-6000-ADA MI210 MI250 MI300X",
-        ]
-    ).split()
-)
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _MIB = 1024 * 1024
 _UNITS = {
@@ -107,14 +99,22 @@ def environment(what: str, value: Any) -> tuple[tuple[str, str], ...]:
 
 
 def resources(
-    owner: str, *, cpu: Any = None, memory: Any = None, gpu: Any = None, ephemeral_disk: Any = None
+    owner: str, *, cpu: Any = None, memory: Any = None, gpu: Any = None, vram: Any = None, ephemeral_disk: Any = None
 ) -> Resources:
     """Checked resources of one container; None means the default."""
     cores, cores_limit = cpu_of(f"{owner}: cpu", cpu)
     mebibytes, mebibytes_limit = memory_of(f"{owner}: memory", memory)
     if ephemeral_disk is not None:
         whole_number(f"{owner}: ephemeral_disk (MiB)", ephemeral_disk, least=1)
-    return Resources(cores, cores_limit, mebibytes, mebibytes_limit, gpus_of(f"{owner}: gpu", gpu), ephemeral_disk)
+    given = {key: value for key, value in (("gpu", gpu), ("vram", vram)) if value is not None}
+    return Resources(
+        cores,
+        cores_limit,
+        mebibytes,
+        mebibytes_limit,
+        ephemeral_disk=ephemeral_disk,
+        **shared(owner, Resources(), given),
+    )
 
 
 def cpu_of(what: str, value: Any) -> tuple[float, float | None]:
@@ -181,26 +181,27 @@ def _mebibytes(what: str, value: Any) -> int:
 
 
 def gpus_of(what: str, value: Any, declared: str | None = None) -> tuple[GpuRequest, ...]:
-    """Acceptable devices, in order of preference, of `"h100"`, `"H100:8"` or a list of those.
+    """Acceptable devices, in order of preference, of `"h100"`, `"H100:8"`, `"H100:0.5"` or a list of those. None and
+    False are none.
 
     `declared` is a text like KEDGE_GPUS ("H100=8,MYGPU=2"), whose names are known too.
 
-    >>> gpus_of("gpu", ["h100:8", "A100"])
-    (GpuRequest(name='H100', count=8), GpuRequest(name='A100', count=1))
+    >>> gpus_of("gpu", ["h100:2", "A100:0.5"])
+    (GpuRequest(name='H100', count=2, fraction=0.0), GpuRequest(name='A100', count=1, fraction=0.5))
     """
-    if value is None:
+    if value is None or value is False:
         return ()
     items = list(value) if isinstance(value, (list, tuple)) else [value]
     if not items:
         raise InvalidError(f"{what}=[] asks for no device; leave it out, or name one, such as gpu='H100'")
     if declared is None:
         declared = os.environ.get("KEDGE_GPUS", "")
-    known = [*GPU_NAMES, *_declared_names(declared)]
+    known = [*NAMES, *_declared_names(declared)]
     return tuple(_gpu(what, item, known) for item in items)
 
 
 def _declared_names(declared: str) -> Iterable[str]:
-    return [part.partition("=")[0].strip().upper() for part in declared.split(",") if part.strip()]
+    return [part.partition("=")[0].strip().upper() for part in declared.split(",") if "=" in part]
 
 
 def _gpu(what: str, value: Any, known: Sequence[str]) -> GpuRequest:
@@ -209,17 +210,64 @@ def _gpu(what: str, value: Any, known: Sequence[str]) -> GpuRequest:
             f"{what} is a name such as 'H100', with a count 'H100:8', or a list of those, not {_shown(value)}"
         )
     kind, colon, count = value.strip().partition(":")
-    kind = kind.strip().upper()
-    if kind not in known:
+    kind, count = kind.strip().upper(), count.strip()
+    remote = os.environ.get("KEDGE_IS_REMOTE") == "1"  # the caller knew which names there are
+    if (kind.removesuffix("!") not in known and not remote) or (kind.endswith("!") and kind[:-1] in (ANY_GPU, "B200+")):
         hint = nearest(kind, known) or f" Known are {', '.join(known)}."
         raise InvalidError(
             f"{what}: no GPU is called {kind!r}.{hint} Others can be declared with KEDGE_GPUS='NAME=count'"
         )
     if not colon:
         return GpuRequest(kind, 1)
-    if not count.strip().isdecimal() or int(count) < 1:
-        raise InvalidError(f"{what}: {value!r} has no usable count; write '{kind}:2' for two devices")
-    return GpuRequest(kind, int(count))
+    if count.isdecimal() and int(count) >= 1:
+        return GpuRequest(kind, int(count))
+    if re.fullmatch(r"\d*\.\d+", count):
+        fraction = float(count)
+        if not 0 < fraction <= 1:
+            raise InvalidError(
+                f"{what}: {value!r} asks for {count} devices; a part of one is below 1 ('{kind}:0.5'), and several are "
+                f"whole ('{kind}:2')"
+            )
+        return GpuRequest(kind, 1, fraction if fraction < 1 else 0.0)
+    raise InvalidError(
+        f"{what}: {value!r} has no usable count; write '{kind}:2' for two devices, or '{kind}:0.5' for half of one"
+    )
+
+
+def vram_of(what: str, value: Any) -> int:
+    """MiB of device memory.
+
+    >>> vram_of("vram", "20Gi")
+    20480
+    """
+    if isinstance(value, (tuple, list)):
+        raise InvalidError(f'{what} is one amount for each device, such as "20Gi", not {_shown(value)}')
+    return _mebibytes(what, value)
+
+
+def shared(owner: str, base: Resources, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `gpu` and `vram` change in `base`: `vram` alone means any device, and with it there is no fraction."""
+    changes: dict[str, Any] = {}
+    gpus, vram = base.gpus, base.vram
+    if "gpu" in given:
+        gpus = changes["gpus"] = gpus_of(f"{owner}: gpu", given["gpu"])
+    if "vram" in given:
+        vram = changes["vram"] = vram_of(f"{owner}: vram", given["vram"])
+    parts = [gpu for gpu in gpus if gpu.fraction]
+    if "vram" in given and "gpu" in given:
+        if not gpus:
+            raise InvalidError(f"{owner}: vram={given['vram']!r} is memory of a device, and gpu= asks for none")
+        if parts:
+            name = parts[0].name
+            raise InvalidError(
+                f"{owner}: gpu='{name}:{parts[0].fraction:g}' and vram={given['vram']!r} both say how much of a "
+                f"device; keep gpu='{name}' with vram=, or the fraction without"
+            )
+    elif "vram" in given:
+        changes["gpus"] = tuple(GpuRequest(gpu.name, gpu.count) for gpu in gpus) or (GpuRequest(ANY_GPU),)
+    elif "gpu" in given and vram is not None and (parts or not gpus):
+        changes["vram"] = None
+    return changes
 
 
 def _shown(value: object) -> str:

@@ -32,6 +32,8 @@ MAX_MEMORY = 2**40
 """MiB."""
 MAX_VERSION = 2**31
 MAX_DOMAINS = 100
+MAX_VOLUMES = 100
+"""Volumes of one function."""
 MAX_DOMAIN = 253
 """Characters of a host name."""
 MAX_ANSWER = 10_000
@@ -122,6 +124,14 @@ def _function(where: str, spec: FunctionSpec) -> None:
     whole(f"{here}.resources.memory", spec.resources.memory, 0, MAX_MEMORY)
     for gpu in spec.resources.gpus:
         whole(f"{here}.resources.gpus.count", gpu.count, 1, 1024)
+        number(f"{here}.resources.gpus.fraction", gpu.fraction, 0, 1)
+    whole(f"{here}.resources.vram", spec.resources.vram, 1, MAX_MEMORY)
+    if len(spec.volumes) > MAX_VOLUMES:
+        raise Absurd(f"{here}.volumes has {len(spec.volumes)} entries; at most {MAX_VOLUMES} are allowed")
+    for volume in spec.volumes:
+        text(f"{here}.volumes.target", volume.target)
+        text(f"{here}.volumes.name", volume.name)
+        text(f"{here}.volumes.sub_path", volume.sub_path, 4096)
     payloads(f"{here}.serialized", (spec.serialized,))
 
 

@@ -13,6 +13,7 @@ from kedge.model import web
 from kedge.model.spec import AppSpec
 from kedge.server import bounds as b
 from kedge.wire.source import DIGEST, FILE_LIMIT, PATH_LIMIT
+from kedge.wire.trees import HASH, PART, SIZE_LIMIT
 
 
 def refusal(message: Any) -> str:
@@ -71,6 +72,91 @@ def _code_uploaded(message: p.CodeUploaded) -> None:
     b.items("files", message.files, FILE_LIMIT)
     for path, _ in message.files:
         b.text("files", path, PATH_LIMIT)
+
+
+def _files_offered(message: p.FilesOffered) -> None:
+    b.whole("request", message.request, 0, b.MAX_REQUEST)
+    b.matching("digest", message.digest, DIGEST)
+    b.items("entries", message.entries)
+    for path, hash, size, _ in message.entries:
+        b.text("entries.path", path, PATH_LIMIT)
+        b.matching("entries.hash", hash, HASH)
+        b.whole("entries.size", size, 0, SIZE_LIMIT)
+
+
+def _files_sent(message: p.FilesSent) -> None:
+    b.whole("request", message.request, 0, b.MAX_REQUEST)
+    b.matching("hash", message.hash, HASH)
+    b.whole("offset", message.offset, 0, SIZE_LIMIT)
+    b.whole("data", len(message.data), 0, PART)
+
+
+def _secrets_changed(message: p.SecretsChanged) -> None:
+    b.whole("request", message.request, 0, b.MAX_REQUEST)
+    b.text("action", message.action)
+    b.text("name", message.name)
+    b.matching("environment", message.environment, b.ENVIRONMENT)
+
+
+def _objects_requested(message: p.ObjectsRequested) -> None:
+    b.whole("request", message.request, 0, b.MAX_REQUEST)
+    b.text("kind", message.kind)
+    b.text("action", message.action)
+    b.text("name", message.name)
+    b.matching("environment", message.environment, b.ENVIRONMENT)
+    b.text("id", message.id)
+
+
+def _entries_requested(message: p.EntriesRequested) -> None:
+    b.whole("request", message.request, 0, b.MAX_REQUEST)
+    b.text("object", message.object)
+    b.text("what", message.what)
+    b.items("keys", message.keys, b.MAX_ANSWER)
+    b.whole("after", message.after, 0, b.MAX_REQUEST)
+
+
+def _entries_changed(message: p.EntriesChanged) -> None:
+    b.whole("request", message.request, 0, b.MAX_REQUEST)
+    b.text("object", message.object)
+    b.text("token", message.token)
+    b.items("keys", message.keys, b.MAX_ANSWER)
+    b.items("entries", message.entries, b.MAX_ANSWER)
+    b.payloads("entries", (payload for _, payload in message.entries))
+
+
+def _items_put(message: p.ItemsPut) -> None:
+    b.whole("request", message.request, 0, b.MAX_REQUEST)
+    b.text("object", message.object)
+    b.text("token", message.token)
+    b.text("partition", message.partition, 64)
+    b.items("values", message.values, b.MAX_ANSWER)
+    b.payloads("values", message.values)
+    b.number("ttl", message.ttl, 0, b.MAX_SECONDS)
+    b.number("wait", message.wait, 0, b.MAX_SECONDS)
+
+
+def _items_wanted(message: p.ItemsWanted) -> None:
+    b.whole("request", message.request, 0, b.MAX_REQUEST)
+    b.text("object", message.object)
+    b.text("token", message.token)
+    b.text("partition", message.partition, 64)
+    b.whole("count", message.count, 1, b.MAX_ANSWER)
+    b.number("wait", message.wait, 0, b.MAX_SECONDS)
+
+
+def _items_settled(message: p.ItemsSettled) -> None:
+    b.text("object", message.object)
+    b.text("token", message.token)
+
+
+def _items_requested(message: p.ItemsRequested) -> None:
+    b.whole("request", message.request, 0, b.MAX_REQUEST)
+    b.text("object", message.object)
+    b.text("what", message.what)
+    b.text("partition", message.partition, 64)
+    b.whole("after", message.after, -1, b.MAX_REQUEST)
+    b.whole("count", message.count, 1, b.MAX_ANSWER)
+    b.number("wait", message.wait, 0, b.MAX_SECONDS)
 
 
 def _container_stop_requested(message: p.ContainerStopRequested) -> None:
@@ -226,12 +312,34 @@ def _web_credited(message: p.WebCredited) -> None:
     b.whole("size", message.size, 0, 2**62)
 
 
+def _volume(message: Any) -> None:
+    """Any message about volumes. What a path may be is said by whoever looks for it."""
+    for name in message.__struct_fields__:
+        value = getattr(message, name)
+        if isinstance(value, str):
+            b.text(name, value, PATH_LIMIT * 4)
+        elif isinstance(value, list):
+            b.items(name, value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            b.whole(name, value, 0, b.MAX_REQUEST)
+
+
 _CHECKS: dict[type, Callable[[Any], None]] = {
     p.AppCreated: _app_created,
     p.AppDeployed: _app_deployed,
     p.AppRolledBack: _app_rolled_back,
     p.FunctionRequested: _function_requested,
     p.CodeUploaded: _code_uploaded,
+    p.FilesOffered: _files_offered,
+    p.FilesSent: _files_sent,
+    p.SecretsChanged: _secrets_changed,
+    p.ObjectsRequested: _objects_requested,
+    p.EntriesRequested: _entries_requested,
+    p.EntriesChanged: _entries_changed,
+    p.ItemsPut: _items_put,
+    p.ItemsWanted: _items_wanted,
+    p.ItemsSettled: _items_settled,
+    p.ItemsRequested: _items_requested,
     p.ContainerStopRequested: _container_stop_requested,
     p.AppsRequested: _apps_requested,
     p.ContainersRequested: _containers_requested,
@@ -239,6 +347,15 @@ _CHECKS: dict[type, Callable[[Any], None]] = {
     p.CallsRequested: _calls_asked_for,
     p.TokensChanged: _tokens_changed,
     p.ServerRequested: _server_requested,
+    p.VolumeRequested: _volume,
+    p.VolumesRequested: _volume,
+    p.VolumeChanged: _volume,
+    p.VolumeListed: _volume,
+    p.VolumeRead: _volume,
+    p.VolumeEdited: _volume,
+    p.VolumeUploaded: _volume,
+    p.VolumeCommitted: _volume,
+    p.VolumeReloaded: _volume,
     p.WebSent: _web_sent,
     p.WebCredited: _web_credited,
     p.AppStopped: _app_stopped,

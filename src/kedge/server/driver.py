@@ -61,6 +61,10 @@ class Driver:
         """The ingress: gets what containers say about requests of its."""
         self.routed: Callable[[], None] = _nothing
         """Called when there may be new labels."""
+        self.gone: Callable[[str], None] = _forgotten
+        """Told of each container that is gone, once nothing of it is left."""
+        self.remounted: Callable[[p.VolumeAnswered], None] = _nobody
+        """Told what became of a volume that a living container was to see anew."""
         self.awaited: dict[str, Callable[[], None]] = {}
         """What the ingress wants to do once a call of its has a container."""
         self._engine = engine
@@ -175,10 +179,13 @@ class Driver:
             self._show(self._output.write(fact))
         elif kind is p.ForkServerReported:
             log.log(logging.INFO if fact.safe else logging.WARNING, "fork server %s: %s", fact.key, fact.reason or "up")
+        elif kind is p.VolumeAnswered:
+            self.remounted(fact)
         else:
             self._handle(fact)
             if kind is p.ContainerLost:
                 self._launches.forget(fact.container)
+                self.gone(fact.container)
                 self._show(self._output.close(fact.container))
                 self._containers.pop(fact.container, None)
                 if not self._containers:
@@ -327,6 +334,10 @@ class Driver:
 
 def _nobody(message: Any) -> None:
     """Where there is no ingress."""
+
+
+def _forgotten(container: str) -> None:
+    """Where nothing is kept for containers."""
 
 
 def _nothing() -> None:

@@ -16,10 +16,17 @@ from kedge._version import __version__
 from kedge.core.plane import Plane
 from kedge.engines.process import ProcessEngine
 from kedge.model import protocol as p
+from kedge.model.gpus import GpuDevice
+from kedge.server import gpus
 from kedge.server.directory import StateDirectory
 from kedge.server.driver import Driver
+from kedge.server.gpumeter import GpuMeter
+from kedge.server.gpus import Gpus
+from kedge.server.images import Images, images_of
+from kedge.server.ladder import Ladder
 from kedge.server.launches import Launches
 from kedge.server.logs import OutputLog
+from kedge.server.objects import Objects
 from kedge.server.office import Office
 from kedge.server.outfit import Outfitter
 from kedge.server.recovery import Recovery
@@ -28,6 +35,9 @@ from kedge.server.schedules import Schedules
 from kedge.server.settings import Settings
 from kedge.server.store import Store
 from kedge.server.tokens import Tokens
+from kedge.server.vault import Vault, used_in
+from kedge.server.volume_desk import VolumeDesk
+from kedge.server.volumes import Volumes
 from kedge.server.web import Web, context_of
 
 log = logging.getLogger("kedge.server")
@@ -46,15 +56,51 @@ class House:
         self._directory = directory
         self._context = context_of(settings)
         self._web = Web(settings, directory.path, self._context)
+        self._gpus = Gpus()
         self._store = Store(directory.path, durable=not settings.private, lifetime_s=settings.result_ttl)
-        self._outfitter = Outfitter(directory.path, directory.socket, _workplace(settings.home))
+        self._vault = Vault(self._store.writer, directory.path)
+        self._volumes = Volumes(settings.home / "volumes")
+        self._volume_desk = VolumeDesk(self._volumes)
+        self._ladder = Ladder()
+        self._images = Images(
+            settings.home,
+            self._send_now,
+            self._vault.values,
+            settings.host_apt,
+        )
+        self._outfitter = Outfitter(
+            directory.path,
+            directory.socket,
+            _workplace(settings.home),
+            str(settings.home),
+            images=self._images,
+            vault=self._vault,
+            volumes=self._volumes,
+            devices=self._gpus,
+            rungs=self._ladder,
+            preferred=settings.isolation,
+        )
         launches = Launches(directory.socket, str(directory.path), self._store, self._outfitter)
         self._output = OutputLog(settings.home / "logs" / "logs.db", launches.place)
         self._engine = ProcessEngine(lambda fact: self._driver.report(fact))
         self._driver = driver = Driver(Plane(_new_id), self._engine, self._store, launches, self._output)
+        driver.gone, driver.remounted = self._volumes.ended, self._volumes.answered
+        self._volumes.remount = self._engine.remount
+        self._meter = GpuMeter(driver.plane, self._gpus, driver.submit)
         self._tokens = Tokens(self._store.writer, directory.token())
         self._office = Office(driver, launches, self._store, self._tokens)
         self._office.snapshots = settings.home / "code"
+        self._office.files = settings.home / "files"
+        self._vault.used = lambda: used_in(driver.plane)
+        self._images.used = lambda: images_of(driver.plane)
+        self._objects = Objects(directory.path, not settings.private, driver.send, driver.flush_all)
+        self._office.attend(self._images.answers)
+        self._office.departures.append(self._images.departed)
+        self._office.attend(self._vault.answers)
+        self._office.attend(self._volume_desk.answers)
+        self._office.departures.append(self._volume_desk.departed)
+        self._office.attend(self._objects.answers)
+        self._office.departures += [self._vault.session_closed, self._objects.session_closed]
         self._rpc = Rpc(driver, launches, self._office, str(directory.path))
         self._rpc.web = lambda host: (self._web.url(host), self._web.domain(local=not host))
         self._recovery = Recovery(driver, self._store)
@@ -68,8 +114,15 @@ class House:
         self._web.bind()
         self._store.open()
         await self._tokens.open()
+        await self._vault.open()
+        await self._images.open()
+        await self._objects.open()
+        await self._volumes.open()
         await self._engine.open()
-        driver.submit(p.NodeJoined("local", settings.cpus, settings.memory, settings.gpus))
+        if not settings.private:
+            self._ladder.begin()
+        found = await self._find_gpus()
+        driver.submit(p.NodeJoined("local", settings.cpus, settings.memory, devices=found))
         driver.journal.announce = self._schedules.changed
         await self._recovery.run()
         await self._rpc.listen(self._directory.socket)
@@ -97,6 +150,7 @@ class House:
         """In order: requests get their answers, containers run their exit hooks."""
         log.info("the server ends")
         self._schedules.close()
+        self._meter.close()
         self._recovery.close()
         self._office.close()
         await self._web.close(WEB_GRACE_S)
@@ -111,8 +165,29 @@ class House:
         self._web.release()
         self._rpc.close_all()
         await self._engine.close()
+        await self._volume_desk.close()
+        await self._volumes.close()
+        await self._images.close()
         self._output.close_all()
+        self._vault.close()
+        self._objects.close()
         self._store.close()
+
+    def _send_now(self, session: str, message: Any) -> None:
+        self._driver.send(session, message)
+        self._driver.flush_all()
+
+    async def _find_gpus(self) -> tuple[GpuDevice, ...]:
+        """Those that were declared, or else those that are there."""
+        devices = self._settings.gpus
+        if devices is None:
+            found = await asyncio.to_thread(gpus.discover) if gpus.has_driver() else gpus.Found()
+            devices = found.devices
+            for note in filter(None, (*found.notes, found.error)):
+                log.warning(note)
+        self._gpus.set(devices)
+        self._meter.open()
+        return devices
 
     def _open_web(self) -> None:
         """A private server has got a web function, perhaps its first."""

@@ -13,6 +13,7 @@ import msgspec
 
 from kedge.core.apps import App
 from kedge.core.containers import DRAINING, READY
+from kedge.core.devices import spelled
 from kedge.model.ids import app_of, function_id
 from kedge.model.payload import SUCCESS, TERMINATED
 from kedge.model.spec import AppSpec, FunctionSpec, MethodSpec
@@ -50,7 +51,7 @@ class Inventory:
         self, plane: Plane, launches: Launches, address: Callable[[], str], runs: Callable[[str], Facts]
     ) -> None:
         self._plane = plane
-        self._launches = launches
+        self.launches = launches
         self._address = address
         self._runs = runs
 
@@ -150,7 +151,7 @@ class Inventory:
 
     # ------------------------------------------------------------ containers
 
-    def containers(self, now: float, app: str = "", container: str = "") -> list[Facts]:
+    def containers(self, now: float, app: str = "", container: str = "", secrets: bool = False) -> list[Facts]:
         """Those of an app (or all), or this one, with what it was started with; the oldest first."""
         found: list[Facts] = []
         for each in self._plane.containers.values():
@@ -158,7 +159,9 @@ class Inventory:
             spec = owner.spec
             if app in ("", spec.app, spec.deployment) and container in ("", each.id):
                 facts = self._container(each, owner, now)
-                found.append(facts | {"launch": self._surroundings(spec, each.pool.spec)} if container else facts)
+                found.append(
+                    facts | {"launch": self._surroundings(spec, each.pool.spec, secrets)} if container else facts
+                )
         return found
 
     def _container(self, container: Container, app: App, now: float) -> Facts:
@@ -173,6 +176,7 @@ class Inventory:
             "variant": pool.id.partition("@")[2],
             "state": _state(container, app),
             "process": container.process,
+            "isolation": self.launches.rung(container.id),
             "inputs": container.running,
             "credited": len(container.credits),
             "max_inputs": pool.maximum,
@@ -182,11 +186,13 @@ class Inventory:
             "memory": place.memory,
             "gpu": place.gpu,
             "devices": list(place.devices),
+            "vram": list(place.vram),
+            "device_variables": self.launches.outfitter.device_variables(pool.spec, place.devices),
         }
 
     # ------------------------------------------------------------ functions
 
-    def functions(self, environment: str = "", app: str = "", function: str = "") -> list[Facts]:
+    def functions(self, environment: str = "", app: str = "", function: str = "", secrets: bool = False) -> list[Facts]:
         """Those of an environment, an app (by id) or all, or this one, with what a program needs to run where it does.
 
         A function of a deployed app is that of the current version; what is asked for by a version's own id, its."""
@@ -204,7 +210,7 @@ class Inventory:
                 id = function_id(under, declared.name)
                 if function in ("", id):
                     facts = self._function(id, each, declared)
-                    found.append(facts | {"launch": self._surroundings(spec, declared)} if function else facts)
+                    found.append(facts | {"launch": self._surroundings(spec, declared, secrets)} if function else facts)
         return found
 
     def _is_current(self, app: App, own: bool) -> bool:
@@ -234,10 +240,11 @@ class Inventory:
             "pools": [_pool(pool) for pool in pools],
         }
 
-    def _surroundings(self, app: AppSpec, function: FunctionSpec) -> Facts:
+    def _surroundings(self, app: AppSpec, function: FunctionSpec, secrets: bool) -> Facts:
         """What a program needs to run as a container of this function does. Holds the values of variables."""
-        environment = self._launches.outfitter.environment(app, function)
-        return {
+        environment = self.launches.outfitter.environment(app, function)
+        hidden = {"secrets": self.launches.outfitter.secrets(app, function)} if secrets else {}
+        return hidden | {
             "environment": app.environment_name,
             "python": environment.python,
             "directory": environment.directory,
@@ -293,7 +300,8 @@ def settings_of(spec: FunctionSpec) -> Facts:
         "scaledown_window": autoscaler.scaledown_window,
         "cpu": resources.cpu,
         "memory": resources.memory,
-        "gpu": [f"{gpu.name}:{gpu.count}" if gpu.count > 1 else gpu.name for gpu in resources.gpus],
+        "gpu": [spelled(gpu) for gpu in resources.gpus],
+        "vram": resources.vram,
         "timeout": spec.timeout,
         "startup_timeout": spec.startup_timeout,
         "queue_timeout": spec.queue_timeout,

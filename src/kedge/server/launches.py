@@ -37,8 +37,8 @@ class Launches:
         plain = self.outfitter.environment(app, spec)
         environment = plain
         hidden = self.outfitter.secrets(app, spec)
-        if hidden or devices:
-            variables = dict(plain.variables) | hidden | self.outfitter.device_variables(devices)
+        if hidden:
+            variables = dict(plain.variables) | hidden
             environment = replace(plain, variables=tuple(sorted(variables.items())))
         learned = self._store.register.imports(_import_key(app.name, environment, spec))
         launch = Launch(
@@ -55,6 +55,7 @@ class Launches:
             environment=environment,
             preload=tuple(dict.fromkeys([*spec.preload, *learned]))[:MAX_PRELOAD],
             devices=devices,
+            device_variables=tuple(sorted(self.outfitter.device_variables(spec, devices).items())),
             home=self._home,
             isolation=self.outfitter.isolation(app, spec, order.container, devices),
         )
@@ -78,6 +79,11 @@ class Launches:
         if launch is None:
             return None
         return Place(container, app, launch.app_name, launch.function.name, launch.pool)
+
+    def rung(self, container: str) -> str:
+        """How a container is kept apart; empty where there is none."""
+        launch = self._launch(container)
+        return launch.isolation.rung if launch is not None else ""
 
     def learn(self, container: str, imports: list[str]) -> None:
         launch = self._launch(container)

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kedge._version import __version__
 from kedge.exception import Error, InvalidError, NotFoundError, ResourceExhaustedError
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
+from kedge.server import protection
 from kedge.server.codeshelf import CodeShelf
 from kedge.server.driver import Driver
 from kedge.server.history import calls_over, versions_of, with_past
@@ -29,6 +30,7 @@ from kedge.server.inventory import STOPPED, Facts, Inventory
 from kedge.server.launches import Launches
 from kedge.server.store import Store
 from kedge.server.tokens import KINDS, Tokens
+from kedge.server.treeshelf import TreeShelf
 from kedge.server.writer import StoreError
 
 log = logging.getLogger("kedge.server")
@@ -63,8 +65,11 @@ class Office:
         self.runs: Callable[[str], Facts] = lambda function: {}
         """When a function (by its id) runs by its schedule: {"next", "last", "missed"}."""
         self.shelf = CodeShelf(store.directory / "code")
+        self.trees = TreeShelf(store.directory / "files")
         self.snapshots: Path | None = None
         """Where programs of this machine put their code."""
+        self.files: Path | None = None
+        """Where they put what their images read."""
         self.inventory = Inventory(
             driver.plane, launches, lambda: self.about["web"], lambda function: self.runs(function)
         )
@@ -86,6 +91,7 @@ class Office:
             p.TokensChanged: self._tokens,
             p.ServerRequested: self._server,
             p.CodeUploaded: self._code,
+            **self.trees.answers,
         }
 
     def attend(self, answers: dict[type, Callable[[Any, str], Any]]) -> None:
@@ -99,7 +105,7 @@ class Office:
         except Exception as error:
             self._refuse(session, message, error)
             return
-        if value is _NOTHING_YET:
+        if value is NOTHING_YET:
             return
         if not asyncio.iscoroutine(value):
             self._driver.send(session, p.Reply(message.request, value))
@@ -112,6 +118,7 @@ class Office:
     def session_closed(self, session: str) -> None:
         """Nobody waits for what it has begun."""
         self.shelf.forget(session)
+        self.trees.session_closed(session)
         for forget in self.departures:
             forget(session)
 
@@ -123,8 +130,11 @@ class Office:
     def sweep(self) -> None:
         """Removes uploaded code that no app has any more; from now on every hour."""
         self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self.sweep)
-        used = {app.spec.code.root for app in self._driver.plane.apps.values()}
-        self._start(self.shelf.sweep(used, self.snapshots, not self.about["private"]))
+        specs = [app.spec for app in self._driver.plane.apps.values()]
+        ours = not self.about["private"]
+        self._start(self.shelf.sweep({spec.code.root for spec in specs}, self.snapshots, ours))
+        mounted = {files.root for spec in specs for function in spec.functions for files in function.image.mounts}
+        self._start(self.trees.sweep(mounted, self.files, ours))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -171,10 +181,10 @@ class Office:
         return versions
 
     def _containers(self, message: p.ContainersRequested, session: str) -> list[Facts]:
-        return self.inventory.containers(self._now(), message.app, message.container)
+        return self.inventory.containers(self._now(), message.app, message.container, message.secrets)
 
     def _functions(self, message: p.FunctionsRequested, session: str) -> list[Facts]:
-        return self.inventory.functions(message.environment, message.app, message.function)
+        return self.inventory.functions(message.environment, message.app, message.function, message.secrets)
 
     async def _calls(self, message: p.CallsRequested, session: str) -> list[Facts]:
         function, limit = message.function, message.limit
@@ -204,7 +214,7 @@ class Office:
 
     def _code(self, message: p.CodeUploaded, session: str) -> Any:
         upload = self.shelf.take(message, session)
-        return _NOTHING_YET if upload is None else self._keep(upload)
+        return NOTHING_YET if upload is None else self._keep(upload)
 
     async def _keep(self, upload: Any) -> Facts:
         return {"root": await self.shelf.keep(upload)}
@@ -227,6 +237,7 @@ class Office:
             "memory_bytes": psutil.Process().memory_info().rss,
             "machines": [_machine(node) for node in plane.scheduler.nodes.values()],
             "disk": self._disk(),
+            **protection.facts(self.inventory.launches.outfitter),
             "apps": {state: states.count(state) for state in dict.fromkeys(states)},
             "deployments": {id: app.spec.deployment for id, app in plane.apps.items() if app.spec.deployment},
             "containers": {state: of_containers.count(state) for state in dict.fromkeys(of_containers)},
@@ -252,7 +263,7 @@ class Office:
         return asyncio.get_running_loop().time()
 
 
-_NOTHING_YET = object()
+NOTHING_YET = object()
 """The answer to a message that is not answered, since more follows."""
 
 
@@ -264,7 +275,28 @@ def _machine(node: Any) -> Facts:
         "memory": node.memory,
         "memory_used": node.memory_used,
         "containers": node.containers,
-        "gpus": {
-            name: {"count": count, "used": count - len(node.devices[name])} for name, count in node.capacity.items()
-        },
+        "gpus": _kinds(node.devices),
+        "devices": [
+            {
+                "index": slab.device.index,
+                "name": slab.device.name,
+                "product": slab.device.product,
+                "memory": slab.device.memory,
+                "memory_used": slab.vram,
+                "whole": bool(slab.whole),
+                "containers": slab.whole + slab.sharers,
+                "declared": not slab.device.uuid,
+            }
+            for slab in node.devices
+        ],
     }
+
+
+def _kinds(devices: Iterable[Any]) -> Facts:
+    """How many there are of each name, and how many are in use."""
+    kinds: Facts = {}
+    for slab in devices:
+        kind = kinds.setdefault(slab.device.name, {"count": 0, "used": 0})
+        kind["count"] += 1
+        kind["used"] += not slab.unused
+    return kinds

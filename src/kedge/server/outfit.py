@@ -127,6 +127,7 @@ class Outfitter:
         state: The state directory of this server: blobs, scratch directories.
         socket: Path of the socket that containers connect to.
         workplace: Where code of other machines runs, when it has no image.
+        home: KEDGE_HOME, which containers with a root of their own must not see.
         rungs: For each rung why it cannot be had here; empty where it can.
         preferred: The rung that was asked for this server; empty: the best for each app.
     """
@@ -136,6 +137,7 @@ class Outfitter:
         state: Path,
         socket: str,
         workplace: str = "/",
+        home: str = "",
         *,
         images: Images = _NOTHING,
         vault: Vault = _NOTHING,
@@ -147,6 +149,7 @@ class Outfitter:
         self._state = state
         self._socket = socket
         self._workplace = workplace
+        self._home = home
         self._images = images
         self._vault = vault
         self._volumes = volumes
@@ -261,8 +264,9 @@ class Outfitter:
             entrypoint=built.entrypoint if built else (),
         )
 
-    def device_variables(self, devices: tuple[int, ...]) -> dict[str, str]:
-        return self._devices.variables(devices)
+    def device_variables(self, spec: FunctionSpec, devices: tuple[int, ...]) -> dict[str, str]:
+        """What tells code which GPUs it has. Without an image and without a GPU it sees what its caller does."""
+        return self._devices.variables(devices) if devices or spec.image.id else {}
 
     def _built(self, spec: FunctionSpec) -> BuiltImage | None:
         """What was built of its image; None where it has none. NotFoundError where that is gone."""
@@ -331,7 +335,10 @@ class Outfitter:
         """Directories that are to be empty. A root of the image's own has nothing to hide but what is temporary."""
         if own_root:
             return ("/tmp", "/run", "/var/tmp")
-        return tuple(sorted(f"/{name}" for name in _top_level() if name not in _SHOWN and name not in _MADE))
+        found = [f"/{name}" for name in _top_level() if name not in _SHOWN and name not in _MADE]
+        if self._home and self._home.split("/")[1] in _SHOWN:
+            found.append(self._home)
+        return tuple(sorted(found))
 
 
 def _top_level() -> list[str]:

@@ -7,6 +7,10 @@
     tls_key = "/etc/ssl/box.key"
     domain = "apps.example.org"
 
+    [[gpus]]
+    name = "H100"
+    count = 8
+
 Keys are the options with `_` for `-`. A private server, which belongs to one program, takes none of those that say
 where to listen.
 """
@@ -25,14 +29,14 @@ from typing import Any, NamedTuple
 import psutil
 from msgspec import Struct
 
+from kedge.model.gpus import GpuDevice
 from kedge.model.spec import RUNGS
+from kedge.server import gpus
 from kedge.wire.transport import is_tcp, split_tcp
 
 HTTP_PORT = 5334
 RPC_PORT = 5335
 LEVELS = ("debug", "info", "warning", "error", "critical")
-MAX_DEVICES = 1024
-"""GPUs of one kind in one machine."""
 LIFETIME_S = 7 * 24 * 3600.0
 MOST_LIFETIME_S = 100 * 366 * 24 * 3600.0
 
@@ -71,11 +75,12 @@ KEYS = (
     Key("result_ttl", "KEDGE_RESULT_TTL", "SECONDS", "how long results of spawned calls are kept (7 days)"),
     Key("cpus", "KEDGE_CPUS", "N", "cores that containers may ask for"),
     Key("memory", "KEDGE_MEMORY", "MIB", "MiB that they may ask for"),
-    Key("gpus", "KEDGE_GPUS", "LIST", 'declared devices: "H100=8,L4=1"'),
+    Key("gpus", "KEDGE_GPUS", "LIST", 'declared devices in place of those that are found: "H100=8,L4=1", or none'),
     Key("isolation", "KEDGE_ISOLATION", "RUNG", f"how containers are kept apart: {', '.join(RUNGS)}"),
+    Key("host_apt", "KEDGE_HOST_APT", "", "Debian packages of images are those that this machine has installed"),
     Key("log_level", "KEDGE_LOGLEVEL", "LEVEL", ", ".join(LEVELS)),
 )
-FLAGS = ("insecure", "trust_forwarded")
+FLAGS = ("insecure", "trust_forwarded", "host_apt")
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -96,9 +101,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     result_ttl: float = LIFETIME_S
     cpus: float = 1.0
     memory: int = 1024
-    gpus: dict[str, int] = {}
+    gpus: tuple[GpuDevice, ...] | None = None
+    """Declared devices; None: those that the machine has."""
     isolation: str = ""
     """The rung of containers whose app asks for none; empty: the best for each app."""
+    host_apt: bool = False
+    """Debian packages of images are those of this machine, and images have no layers of them."""
     log_level: str = "WARNING"
     """Of one that writes to stderr; INFO where the log is a file."""
     warnings: tuple[str, ...] = ()
@@ -144,7 +152,8 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Settings
 
 def _table(file: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(file.read_text("utf-8")).get("server", {})
+        whole = tomllib.loads(file.read_text("utf-8"))
+        table = whole.get("server", {})
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -155,16 +164,16 @@ def _table(file: Path) -> dict[str, Any]:
     for name in table:
         if name not in known:
             raise ValueError(f"{file}: [server] has no key {name!r}; it takes {', '.join(known)}")
-    return table
+    return {"gpus": whole["gpus"], **table} if "gpus" in whole else table
 
 
 def _as_text(file: Path, name: str, value: Any) -> str:
     if name in ("tls_cert", "tls_key") and isinstance(value, str):
         return str(file.parent / Path(value).expanduser())
+    if name == "gpus":
+        return gpus.as_text(str(file), value)
     if isinstance(value, list):
         return ",".join(_as_text(file, name, one) for one in value)
-    if name == "gpus" and isinstance(value, dict):
-        return ",".join(f"{device}={count}" for device, count in value.items())
     if not isinstance(value, str | int | float):
         raise ValueError(f"{file}: [server] {name} must be a text or a number, not {value!r}")
     return str(value)
@@ -204,8 +213,9 @@ class _Values:
             result_ttl=self._amount("result_ttl", LIFETIME_S, MOST_LIFETIME_S),
             cpus=self._amount("cpus", float(psutil.cpu_count() or 1)),
             memory=math.ceil(self._amount("memory", psutil.virtual_memory().total / 2**20)),
-            gpus=parse_gpus(self._text("gpus")),
+            gpus=gpus.parse_gpus(self._text("gpus"), self._source("gpus")) if self._text("gpus") else None,
             isolation=self._isolation(),
+            host_apt=self._flag("host_apt"),
             log_level=self._level(),
             warnings=self._exposed([host, *(split_tcp(address)[0] for address in listen)], bool(cert)),
         )
@@ -293,21 +303,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def parse_gpus(text: str) -> dict[str, int]:
-    """Devices by name out of `H100=8,A100-40GB=2`.
-
-    >>> parse_gpus("H100=8, l4=1")
-    {'H100': 8, 'L4': 1}
-    """
-    gpus: dict[str, int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, count = part.partition("=")
-        if not name.strip() or not count.strip().isdecimal() or int(count) > MAX_DEVICES:
-            raise ValueError(f'KEDGE_GPUS: {part!r} is not NAME=COUNT; write for example KEDGE_GPUS="H100=8,L4=1"')
-        gpus[name.strip().upper()] = gpus.get(name.strip().upper(), 0) + int(count)
-    return gpus
 
 
 def _domain(text: str) -> str:
