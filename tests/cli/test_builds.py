@@ -31,7 +31,7 @@ def test_a_step_is_seen_while_it_runs_and_said_when_it_is_over() -> None:
     assert feed(builds, progress("cached", 1), progress("started", 2, title="pip_install numpy")) == []
     feed(builds, progress("output", 2, text="Resolving\n\x1b[1mDownloading numpy\x1b[0m\n\n"))
     assert live(builds) == [
-        "⠋ building the image  pip_install numpy  step 2 of 3, 3.2 s",
+        "⠋ building the image  step 2 of 3, 3.2 s  pip_install numpy",
         "    Downloading numpy",
     ]
     assert all(len(line) <= 40 for line in live(builds, width=40))
@@ -55,7 +55,7 @@ def test_several_images_are_named_by_their_functions() -> None:
         "image of h: another program builds the same; waiting for it"
     ]
     assert live(builds) == [
-        "⠋ building the image of f, g  debian_slim 3.11  step 1 of 3, 3.2 s",
+        "⠋ building the image of f, g  step 1 of 3, 3.2 s  debian_slim 3.11",
         "⠋ image of h  another program builds the same",
     ]
     for number in range(20):

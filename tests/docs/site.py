@@ -41,7 +41,7 @@ class Site:
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "kedge.cli.main", *words]
 
-    def kedge(self, *words: str, code: int = 0) -> str:
+    def kedge(self, *words: str, code: int = 0, seconds: float = 2 * LONG) -> str:
         """What a command prints on both streams. Its exit code is checked."""
         done = subprocess.run(
             self.command(*words),
@@ -51,7 +51,7 @@ class Site:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=2 * LONG,
+            timeout=seconds,
         )
         assert done.returncode == code, f"kedge {' '.join(words)} ended with {done.returncode}:\n{done.stdout}"
         return done.stdout

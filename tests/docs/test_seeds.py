@@ -16,7 +16,10 @@ import kedge
 from tests.docs.packages import with_torch
 from tests.docs.site import LONG, Site, eventually, programs, site_in
 
-pytestmark = pytest.mark.slow
+BUILDING_S = 300
+"""A minute on an idle machine, most of it to compile the modules of torch and transformers."""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * BUILDING_S)]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "seeds.md"
 PROGRAMS = programs(DOCUMENT)
@@ -122,6 +125,8 @@ def large_site(tmp_path_factory: pytest.TempPathFactory, images: Path, torch: di
     directory = tmp_path_factory.mktemp("large")
     large = {"KEDGE_CPUS": "64", "KEDGE_MEMORY": str(512 * 1024)}
     with site_in(directory, images, KEDGE_GPUS=GPUS, **large, **torch) as site:
+        (directory / "article.py").write_text(PROGRAMS["article.py"])
+        site.kedge("image", "build", "article.py", seconds=BUILDING_S)
         yield site
 
 

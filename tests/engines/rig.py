@@ -96,7 +96,7 @@ def make_launch(
     directory: str = "/",
     cpu: float = 1.0,
     alias_modal: bool = False,
-    isolation: Isolation = Isolation(),
+    isolation: Isolation | None = None,
 ) -> Launch:
     """A launch whose code is `source`, for the stand-in."""
     return Launch(
@@ -123,7 +123,7 @@ def make_launch(
             alias_modal=alias_modal,
         ),
         preload=preload,
-        isolation=isolation,
+        isolation=isolation or Isolation(),
     )
 
 

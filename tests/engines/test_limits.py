@@ -90,6 +90,18 @@ async def test_a_neighbours_end_for_memory_explains_no_other_end(it: Rig) -> Non
     assert (end.out_of_memory, end.reason) == (False, "killed by signal 9 (SIGKILL)")
 
 
+@needs("memory")
+@pytest.mark.skipif(FOUND.homes.get("memory", (0, ""))[0] != 1, reason="the test bounds a group of version 1")
+@with_rig
+async def test_one_without_limits_that_the_machine_has_no_memory_for_says_so(it: Rig) -> None:
+    await it.run("print('up')")
+    [shared] = Path(FOUND.homes["memory"].directory).glob(f"kedge-{it.engine.supervisor}-*/shared")
+    (shared / "memory.limit_in_bytes").write_text(str(200 * 2**20))  # stands in for a machine that is full
+    end, _ = await it.run(QUICK)
+    assert (end.out_of_memory, end.peak_memory) == (True, None)
+    assert end.reason == "killed by the kernel: the machine or its memory limit had no memory left"
+
+
 @with_rig
 async def test_memory_below_the_limit_is_left_alone(it: Rig) -> None:
     end, output = await it.run("held = bytearray(20 << 20); print(len(held))", isolation=limited(memory=256))

@@ -114,8 +114,14 @@ def test_ends_are_told_apart(rung: str, tmp_path: Path) -> None:
     async def scenario(it: Rig) -> None:
         end, _ = await it.run("raise SystemExit(7)", isolation=isolated(tmp_path, rung))
         assert (end.exit_code, end.signal) == (7, None)
-        end, _ = await it.run("import ctypes; ctypes.string_at(0)", isolation=isolated(tmp_path, rung))
+        end, _ = await it.run("import os; os.kill(os.getpid(), 11)", isolation=isolated(tmp_path, rung))
         assert (end.exit_code, end.signal) == (None, 11)
+        leaves = "import signal, sys; signal.signal(15, lambda *_: sys.exit(5)); " + SLEEP
+        container = it.launch(leaves, isolation=isolated(tmp_path, rung))
+        await it.says(container)
+        it.engine.kill(container, 60.0)
+        end = await it.lost(container)
+        assert (end.exit_code, end.signal) == (5, None)
         container = it.launch(SLEEP, isolation=isolated(tmp_path, rung))
         await it.says(container)
         it.engine.kill(container)

@@ -67,6 +67,17 @@ def test_a_failure_is_the_last_event(site: Site) -> None:
     assert process.wait() == 1
 
 
+def test_a_place_where_nothing_can_be_kept_is_said(site: Site) -> None:
+    (site.store.path / "turns").write_text("in the way")
+    process = begin(site, BASE)
+    last = events(process)[-1]
+    assert (last.state, last.error) == ("failed", "ImageBuildError")
+    assert last.text.startswith("images cannot be kept: [Errno ")
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait() == 1
+
+
 def test_it_ends_with_whoever_has_started_it(site: Site, deaf: tuple[str, socket.socket]) -> None:
     process = begin(site, BASE, step("pip_install", packages=["lib"], find_links=deaf[0]))
     connection, _ = deaf[1].accept()

@@ -9,7 +9,7 @@ from typing import Any
 from kedge.engines.base import Report
 from kedge.model import protocol as p
 from kedge.model.payload import SUCCESS, TERMINATED, Payload, Result
-from kedge.model.spec import Launch
+from kedge.model.spec import Launch, VolumeMount
 from kedge.wire.transport import AsyncConnection
 
 Work = Callable[[p.Dispatch], Result | None]
@@ -109,6 +109,9 @@ class FakeEngine:
         self.report(p.ContainerStarted(container.launch.container, 4711))
         if not self.mute:
             await container.connect()
+
+    def remount(self, container: str, mount: VolumeMount, request: int) -> None:
+        pass
 
     def warm(self, launch: Launch) -> None:
         pass

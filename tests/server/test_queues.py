@@ -334,3 +334,56 @@ async def test_a_server_takes_so_many_who_wait_and_no_more(tmp_path: Path, monke
         reply = await peer.ask(lambda n: p.ItemsWanted(n, id, "one more", "", 1, None))
         assert reply.error is not None
         assert reply.error.message == "2 requests wait at queues already; try again later"
+
+
+@on_loop
+async def test_a_session_with_thousands_of_waits_goes_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as shell:
+        peer, leaving = await shell.client(), await shell.client()
+        id = await queue(peer)
+        for number in range(10_000):
+            leaving.connection.send(p.ItemsWanted(number, id, f"many-{number}", "", 1, 60.0))
+        leaving.connection.flush()
+        await until(lambda: shell.objects.queues._waiting == 10_000)
+        leaving.connection.abort("gone")
+        await until(lambda: shell.objects.queues._waiting == 0)
+        await put(peer, id, "a")
+        assert await take(peer, id) == ["a"]
+        assert shell.objects.queues._lines == {}
+
+
+@on_loop
+async def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
+    async with running(tmp_path) as shell:
+        peer, writer = await shell.client(), shell.objects._desk.writer
+        id = await queue(peer)
+        await put(peer, id, "a")
+        pages = await writer.ask(lambda tx: tx.execute("PRAGMA page_count").fetchone()[0])
+        await writer.ask(lambda tx: tx.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+        large = payloads("x" * 500_000)
+        reply = await peer.ask(lambda n: p.ItemsPut(n, id, "large", "", large, 60.0, None))
+        assert reply.error is not None
+        assert reply.error.type == "ServiceError"
+        assert "the server cannot write" in reply.error.message
+        assert "full" in reply.error.message
+        assert shell.objects.queues._waiting == shell.objects.queues._desk.unwritten == 0
+        assert await length(peer, id) == 1
+        await writer.ask(lambda tx: tx.execute("PRAGMA max_page_count = 1000000").fetchone())
+        reply = await peer.ask(lambda n: p.ItemsPut(n, id, "large", "", large, 60.0, None))
+        assert reply.value is True
+        assert await length(peer, id) == 2
+
+
+@on_loop
+async def test_a_server_that_does_not_stay_says_what_that_means(tmp_path: Path) -> None:
+    async with running(tmp_path) as shell:
+        told: list[str] = []
+        shell.objects.tell = told.append
+        peer = await shell.client()
+        await queue(peer)
+        await queue(peer)
+        await peer.ask(lambda n: p.ObjectsRequested(n, "queue", "create"))
+        assert told == [
+            "the queue jobs is kept by this program's own server, and ends with it; `kedge server start` starts one "
+            "that stays"
+        ]

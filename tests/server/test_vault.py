@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from kedge.exception import InvalidError, NotFoundError
 from kedge.model import protocol as p
 from kedge.model.spec import SecretRef
-from kedge.server.vault import KEY_FILE, MAX_BYTES, UNUSED_S
+from kedge.server.vault import KEY_FILE, MAX_BYTES, UNUSED_S, Vault
 from tests.server.fake_engine import FakeEngine, hold
 from tests.server.shell import Peer, Shell, app, inputs, running
 from tests.wire.loops import on_loop, until
@@ -233,3 +233,27 @@ async def test_two_at_once_make_one_key(tmp_path: Path) -> None:
         for i in range(8):
             assert shell.vault.values(SecretRef(name=f"s{i}"), "main") == {"X": str(i)}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(KEY_FILE)] == [KEY_FILE]
+
+
+@on_loop
+async def test_a_programs_own_server_knows_the_named_ones_of_the_machines_server(tmp_path: Path) -> None:
+    machine, own = tmp_path / "a machine", tmp_path / "own"
+    machine.mkdir()
+    own.mkdir()
+    async with running(machine) as shell:
+        await change(await shell.client(), "create", "openai", {"KEY": VALUE})
+        kept = (await change(await shell.client(), "keep", values={"X": "1"}))["id"]
+    shell = Shell(own)
+    shell.store.open()
+    vault = Vault(shell.store.writer, own)
+    vault.lender = machine
+    await vault.open()
+    assert vault.values(SecretRef(name="openai"), "main") == {"KEY": VALUE}
+    with pytest.raises(NotFoundError):
+        vault.values(SecretRef(id=kept), "main")
+    vault.lender = tmp_path / "nothing"
+    await vault.open()
+    vault.close()
+    assert await shell.store.writer.ask(lambda tx: tx.execute("SELECT count(*) FROM secrets").fetchone()) == (0,)
+    shell.store.close()
+    assert VALUE.encode() not in everything_in(tmp_path)

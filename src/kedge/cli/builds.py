@@ -88,8 +88,8 @@ def _line(build: Build, now: float, elapsed: float) -> Text:
     sign = (spinner(elapsed), "cyan")
     if build.waiting:
         return Text.assemble(sign, f" image{build.name}  ", ("another program builds the same", "dim"))
-    place = f"  step {build.step} of {build.steps}, {seconds(max(0.0, now - build.since))}"
-    return Text.assemble(sign, f" building the image{build.name}  ", (build.title, "bold"), (place, "dim"))
+    place = f"  step {build.step} of {build.steps}, {seconds(max(0.0, now - build.since))}  "
+    return Text.assemble(sign, f" building the image{build.name}", (place, "dim"), (build.title, "bold"))
 
 
 def began(image: str, message: ImageProgressed) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import random
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import msgspec
 
 from kedge.engines import namespaces, spawn, system, threads
 from kedge.engines.boot import completed
-from kedge.model.spec import OCI, CodeSpec, EnvironmentSpec, FunctionSpec, Launch
+from kedge.model.spec import CodeSpec, EnvironmentSpec, FunctionSpec, Launch
 
 _decode: Callable[[bytes], Launch] = msgspec.msgpack.Decoder(Launch).decode
 
@@ -40,6 +41,8 @@ def read_whole(descriptor: int) -> bytes:
 
 def main(descriptor: int, runtime: Sequence[str], runner: str) -> NoReturn:
     """A fresh container, where a fork would not be safe."""
+    if os.getpid() == 1:
+        _leave_init_behind()
     data = read_whole(descriptor)
     records: int | None = spawn.RECORDS_FD
     if descriptor > 2:
@@ -49,6 +52,23 @@ def main(descriptor: int, runtime: Sequence[str], runner: str) -> NoReturn:
         records = None
         os.dup2(os.open(os.devnull, os.O_RDONLY), descriptor)
     live(data, records, runtime, runner, forked=False)
+
+
+def _leave_init_behind() -> None:
+    """In a sandbox whose first process is this one: goes on in a child. The first process cannot be killed by its own
+    signals, and has to reap what nobody else does; this one does nothing but that, and ends as its child does."""
+    system.die_with(0)  # the runtime's process, which would leave it behind
+    process = os.fork()
+    if process == 0:
+        system.die_with(1)
+        return
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: os.kill(process, number))
+    while True:
+        ended, status = os.wait()
+        if ended == process:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
 
 
 def rehearse() -> None:
@@ -85,8 +105,6 @@ def live(
         launch = _decode(data)
         if room:
             _enter(room)
-        if launch.isolation.rung == OCI:
-            system.die_with(0)  # the runtime would leave it behind
         system.set_name(launch.container)
         _move_in(launch, runtime, forked)
         importlib.import_module(runner).run(launch, records)

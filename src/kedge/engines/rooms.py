@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from kedge.engines import namespaces, remounting, scratch, system, wrapping
 from kedge.engines.errands import Errands
 from kedge.engines.spawn import Entry
-from kedge.model.spec import NAMESPACE, PROCESS, Launch, VolumeMount
+from kedge.model.spec import GVISOR, NAMESPACE, PROCESS, Launch, VolumeMount
 
 SPARES = 2
 """Inits that wait: each takes about a quarter of a megabyte."""
@@ -114,6 +114,14 @@ class Rooms:
             return entry.wrap(arguments, variables), entry
         return arguments, None
 
+    def ask_to_leave(self, launch: Launch, process: int, pidfd: int | None) -> None:
+        isolation = launch.isolation
+        if isolation.rung == GVISOR:
+            self._errands.send(partial(wrapping.ask_to_leave, isolation, launch.container), _ignore)
+            return
+        asked = wrapping.addressee(isolation.rung, process)
+        system.send_signal(signal.SIGTERM, asked, pidfd if asked == process else None)
+
     # ------------------------------------------------------------ rooms
 
     @property
@@ -178,4 +186,4 @@ def _swept(directory: str) -> str:
 
 
 def _ignore(answer: str) -> None:
-    """It is tried again by the next supervisor."""
+    """Where it went wrong, whoever waits for the effect does something else in time."""

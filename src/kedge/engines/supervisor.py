@@ -41,7 +41,7 @@ from kedge.model.protocol import (
     VolumeAnswered,
     VolumeRemounted,
 )
-from kedge.model.spec import NAMESPACE, Launch
+from kedge.model.spec import NAMESPACE, PROCESS, Launch
 
 _LAST_LINES_S = 1.0
 """How long a container that has ended may owe its exit status, or a stranger may hold its output open."""
@@ -205,8 +205,7 @@ class Supervisor:
         if container.deadline is not None:
             container.deadline.cancel()
         if grace_s > 0:
-            asked = wrapping.addressee(container.launch.isolation.rung, container.process)
-            system.send_signal(signal.SIGTERM, asked, container.pidfd if asked == container.process else None)
+            self._rooms.ask_to_leave(container.launch, container.process, container.pidfd)
             container.deadline = self._loop.later(grace_s, lambda: self._kill_now(container))
         else:
             self._kill_now(container)
@@ -411,6 +410,8 @@ def _explained(container: Container, starved: bool) -> str:
             return f"killed by signal {number}"
     if exit_code is None:
         return "ended; nobody could say how"
+    if exit_code == spawn.CANNOT_ENTER and container.launch.isolation.rung != PROCESS:
+        return "what it is to find around it cannot be made; its output says why"
     return f"left with exit code {exit_code}" if exit_code else "left by itself"
 
 

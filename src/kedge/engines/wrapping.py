@@ -9,11 +9,9 @@ making. What is inside is put together here, as for every rung; walls and proces
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +71,8 @@ class WrappedEntry:
             os.dup2(spawn.LAUNCH_FD, 0)
         for name in (_BUNDLE, _STATE):
             os.makedirs(os.path.join(isolation.scratch, name), exist_ok=True)
+        import json
+
         with open(os.path.join(isolation.scratch, _BUNDLE, "config.json"), "w", encoding="utf-8") as file:
             json.dump(configuration(self._launch, self._arguments, self._variables), file)
 
@@ -203,17 +203,23 @@ def addressee(rung: str, process: int) -> int:
 def forget(isolation: Isolation, name: str) -> None:
     """After the end: what a runtime that was killed could not tidy up itself."""
     if isolation.rung in (OCI, GVISOR) and os.path.isdir(os.path.join(isolation.scratch, _STATE, name)):
-        try:
-            subprocess.run(
-                [*_tool(isolation), "delete", "--force", name],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=_PATIENCE_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            pass
+        _run(*_tool(isolation), "delete", "--force", name)
+
+
+def ask_to_leave(isolation: Isolation, name: str) -> str:
+    """Has runsc end what it runs; older ones do not pass signals on."""
+    _run(*_tool(isolation), "kill", name, "TERM")
+    return ""
+
+
+def _run(*arguments: str) -> None:
+    import subprocess
+
+    nowhere = subprocess.DEVNULL
+    try:
+        subprocess.run(arguments, stdin=nowhere, stdout=nowhere, stderr=nowhere, timeout=_PATIENCE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        pass
 
 
 def command(launch: Launch, runtime: Sequence[str], runner: str) -> list[str]:

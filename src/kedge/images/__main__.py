@@ -15,6 +15,7 @@ from types import FrameType
 import msgspec
 
 from kedge.exception import Error
+from kedge.images.advice import advise
 from kedge.images.builder import Builder, Progress, Request
 
 
@@ -47,6 +48,10 @@ def main() -> int:
         return 1
     except Error as error:
         tell(Progress(state="failed", text=str(error), error=type(error).__name__))
+        return 1
+    except OSError as error:
+        text = f"images cannot be kept: {error}\n{advise(str(error), [])}".rstrip()
+        tell(Progress(state="failed", text=text, error="ImageBuildError"))
         return 1
     return 0
 

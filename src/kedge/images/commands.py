@@ -73,7 +73,7 @@ def apt_install(workspace: Workspace) -> Layer:
 
 
 def run_commands(workspace: Workspace) -> Layer:
-    refuse_volumes(workspace)
+    check_wishes(workspace)
     commands = workspace.texts("commands")
     shell = workspace.parent.shell or SHELL
     with changed(workspace) as (place, layer):
@@ -87,7 +87,7 @@ def run_commands(workspace: Workspace) -> Layer:
 
 def run_function(workspace: Workspace) -> Layer:
     """Calls a function of the caller's with the Python of the image."""
-    refuse_volumes(workspace)
+    check_wishes(workspace)
     image = workspace.parent.image
     function = str(workspace.argument("function", ""))
     if not image.packages:
@@ -205,7 +205,9 @@ def frozen(workspace: Workspace, place: Place) -> str:
     return str(path)
 
 
-def refuse_volumes(workspace: Workspace) -> None:
+def check_wishes(workspace: Workspace) -> None:
+    if workspace.argument("gpu"):
+        workspace.say("gpu= is not needed here: builds run on this machine, without its GPUs")
     if workspace.argument("volumes"):
         raise InvalidError(
             f"Image.{workspace.step.kind} takes no volumes in this version of kedge; fill the volume in a function "

@@ -289,6 +289,8 @@ def _finish(found: Machine, root: Path) -> None:
     (etc / "apt" / "sources.list").write_text("".join(f"{line}\n" for line in found.sources))
     (etc / "apt" / "apt.conf.d" / "90kedge").write_text('Acquire::Languages "none";\n')
     (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
+    for path in (*root.glob("var/cache/apt/archives/*.deb"), *root.glob("var/lib/apt/lists/*_*")):
+        path.unlink()
     policy = root / "usr" / "sbin" / "policy-rc.d"
     policy.write_text("#!/bin/sh\n# installing a service does not start it here\nexit 101\n")
     policy.chmod(0o755)

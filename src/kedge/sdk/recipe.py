@@ -206,7 +206,9 @@ def _constants(raw: Callable[..., Any]) -> list[str]:
     """Plain values among the globals that a function names: changing one changes what the function does."""
     code, values = raw.__code__, raw.__globals__
     plain = (str, bytes, int, float, bool, type(None), tuple, frozenset)
-    return [f"{name}={values[name]!r}" for name in sorted(set(code.co_names)) if isinstance(values.get(name, ...), plain)]
+    return [
+        f"{name}={values[name]!r}" for name in sorted(set(code.co_names)) if isinstance(values.get(name, ...), plain)
+    ]
 
 
 def build_options(what: str, env: Any, secrets: Sequence[Any], gpu: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from kedge.model.spec import CodeSpec, EnvironmentSpec, LocalFiles
 from kedge.sdk import server_process, snapshot
 from kedge.sdk.client import Client
 from kedge.wire.transport import is_tcp
-from kedge.wire.trees import Entry, digest_of, entries_of
+from kedge.wire.trees import Entry, entries_of
 
 PART = 8 * 1024 * 1024
 """Bytes of files in one message."""

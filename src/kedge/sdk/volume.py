@@ -34,7 +34,7 @@ from kedge.sdk.usage import old_spelling, warn
 
 if TYPE_CHECKING:
     from kedge.sdk.client import Client
-    from kedge.sdk.volume_objects import VolumeObjects
+    from kedge.sdk.volume_objects import Ephemeral, VolumeObjects
     from kedge.sdk.volume_upload import BatchUpload
 
 CHUNK = 4 * 1024 * 1024
@@ -136,7 +136,9 @@ class Volume:
         return cls(VolumeRef(target="", id=validation.text("Volume.from_id: volume_id", volume_id)))
 
     @classmethod
-    def ephemeral(cls, client: Any = None, environment_name: str | None = None, version: int | None = None) -> Any:
+    def ephemeral(
+        cls, client: Any = None, environment_name: str | None = None, version: int | None = None
+    ) -> Ephemeral:
         """A new volume for the time of a `with` or `async with` block.
 
         Example:

@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS entries (
     number INTEGER PRIMARY KEY, object TEXT NOT NULL, key BLOB NOT NULL, file TEXT NOT NULL, value BLOB NOT NULL,
     UNIQUE (object, key)
 );
+CREATE INDEX IF NOT EXISTS entries_in_order ON entries (object);
 CREATE INDEX IF NOT EXISTS entries_with_files ON entries (file) WHERE file <> '';
 CREATE TABLE IF NOT EXISTS changes (token TEXT PRIMARY KEY, at REAL NOT NULL, answer BLOB NOT NULL) WITHOUT ROWID;
 """
@@ -106,12 +107,12 @@ class Dicts:
         return self._desk.ask(session, message.request, reads[message.what])
 
     def _page(self, tx: Transaction, id: str, after: int, with_values: bool) -> Any:
-        query = (
-            f"SELECT number, key, {'value' if with_values else 'NULL'} FROM entries WHERE object = ? AND number > ? "
-        )
+        query = f"SELECT number, key, {'value' if with_values else 'NULL'} FROM entries INDEXED BY entries_in_order "
         entries: list[Any] = []
         size = 0
-        for number, key, value in tx.execute(query + "ORDER BY number LIMIT ?", (id, after, PAGE_ROWS + 1)):
+        for number, key, value in tx.execute(
+            query + "WHERE object = ? AND number > ? ORDER BY number LIMIT ?", (id, after, PAGE_ROWS + 1)
+        ):
             size += len(key) + len(value or b"")
             if len(entries) == PAGE_ROWS or (entries and size > PAGE_BYTES):
                 return {"entries": entries, "after": after}

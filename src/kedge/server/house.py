@@ -59,6 +59,8 @@ class House:
         self._gpus = Gpus()
         self._store = Store(directory.path, durable=not settings.private, lifetime_s=settings.result_ttl)
         self._vault = Vault(self._store.writer, directory.path)
+        if settings.private:
+            self._vault.lender = settings.home / "server"
         self._volumes = Volumes(settings.home / "volumes")
         self._volume_desk = VolumeDesk(self._volumes)
         self._ladder = Ladder()
@@ -100,6 +102,8 @@ class House:
         self._office.attend(self._volume_desk.answers)
         self._office.departures.append(self._volume_desk.departed)
         self._office.attend(self._objects.answers)
+        if settings.private:
+            self._objects.tell = self._tell_owner
         self._office.departures += [self._vault.session_closed, self._objects.session_closed]
         self._rpc = Rpc(driver, launches, self._office, str(directory.path))
         self._rpc.web = lambda host: (self._web.url(host), self._web.domain(local=not host))
@@ -194,6 +198,11 @@ class House:
         if self._loading is None and self._driver.plane.routes.by_label:
             self._loading = asyncio.get_running_loop().create_task(self._web.open(self._driver, self._tokens.allowed))
             self._loading.add_done_callback(_loaded)
+
+    def _tell_owner(self, text: str) -> None:
+        """Of a private server: the program that it belongs to was its first client."""
+        owner = next((address for address in self._driver.links if address[3:].isdecimal()), "")
+        self._driver.send(owner, p.Notice("", text, "warning"))
 
     def _notes(self) -> list[str]:
         web = self._web

@@ -7,7 +7,7 @@ who took them, until that one says that they have arrived; otherwise they come b
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ class Line:
         self.puts: deque[Put] = deque()
         self.takes: deque[Take] = deque()
         self.looks: deque[Look] = deque()
-        self.late: list[Waiting] = []
+        self.late: dict[Waiting, None] = {}
         """Those whose time is over, wherever they stand."""
         self.looking = False
         """Somebody looks at the table for them right now."""
@@ -121,12 +121,18 @@ class Line:
 
     def remove(self, one: Waiting) -> None:
         self._of(one).remove(one)
-        if one in self.late:
-            self.late.remove(one)
+        self.late.pop(one, None)
+
+    def leave_out(self, gone: Container[Waiting]) -> None:
+        """Removes many at once."""
+        self.puts = deque(one for one in self.puts if one not in gone)
+        self.takes = deque(one for one in self.takes if one not in gone)
+        self.looks = deque(one for one in self.looks if one not in gone)
+        self.late = {one: None for one in self.late if one not in gone}
 
     def is_late(self, one: Waiting) -> None:
         one.expired = True
-        self.late.append(one)
+        self.late[one] = None
 
     def first(self) -> list[Waiting]:
         """Those that one look at the table is for, in their order by kind."""
@@ -266,8 +272,9 @@ def find(tx: Transaction, object: str, name: str, now: float) -> Partition | Non
 def _make(tx: Transaction, object: str, name: str, now: float, ttl: float) -> Partition:
     # Numbers go on from those of an earlier partition of this name, so that who iterates misses nothing.
     first = int(now * 1e6)
-    query = "INSERT INTO partitions (object, name, next, free, bytes, expires) VALUES (?, ?, ?, 0, 0, ?) RETURNING part"
-    part = tx.execute(query, (object, name, first, now + ttl)).fetchone()[0]
+    query = "INSERT INTO partitions (object, name, next, free, bytes, expires) VALUES (?, ?, ?, 0, 0, ?)"
+    part = tx.execute(query, (object, name, first, now + ttl)).lastrowid
+    assert part is not None
     return Partition(part, first, 0, 0, now + ttl)
 
 
@@ -294,8 +301,8 @@ def come_back(tx: Transaction, tokens: list[str]) -> list[tuple[str, str]]:
         query = "SELECT part, count(*), sum(length(value)) FROM items WHERE token <> '' AND token = ? GROUP BY part"
         for part, count, size in tx.execute(query, (token,)).fetchall():
             tx.execute("UPDATE items SET token = '' WHERE token <> '' AND token = ?", (token,))
-            query = "UPDATE partitions SET free = free + ?, bytes = bytes + ? WHERE part = ? RETURNING object, name"
-            for place in tx.execute(query, (count, size, part)).fetchall():
+            tx.execute("UPDATE partitions SET free = free + ?, bytes = bytes + ? WHERE part = ?", (count, size, part))
+            for place in tx.execute("SELECT object, name FROM partitions WHERE part = ?", (part,)).fetchall():
                 places[place] = None
     return list(places)
 

@@ -103,8 +103,8 @@ class Desk:
         """Counts values in that are not on disk yet; ResourceExhaustedError where they are too many."""
         if size and self.unwritten + size > MAX_UNWRITTEN:
             raise ResourceExhaustedError(
-                f"the server holds {self.unwritten} bytes of values that are not on its disk yet, since that is slow or "
-                "queues are full; try again later"
+                f"the server holds {self.unwritten} bytes of values that are not on its disk yet, since that is slow "
+                "or queues are full; try again later"
             )
         self.unwritten += size
 
@@ -136,6 +136,8 @@ class Objects:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._desk = Desk(directory, durable, send, flush)
+        self.tell: Callable[[str], None] | None = None
+        """Of a server that does not stay: says to people what that means for something that has a name."""
         self._clock = clock
         self._by_name: dict[tuple[str, str, str], Object] = {}
         """By kind, environment and name."""
@@ -243,6 +245,9 @@ class Objects:
             self._by_name[made.kind, made.environment, made.name] = made
         else:
             self._ephemeral.setdefault(session, {})[id] = None
+        if made.name and self.tell is not None:
+            text = f"the {made.kind} {made.name} is kept by this program's own server, and ends with it"
+            self.tell(f"{text}; `kedge server start` starts one that stays")
         row = (made.id, made.kind, made.name, made.environment, made.created_at)
 
         def write(tx: Transaction) -> dict[str, Any]:

@@ -221,7 +221,9 @@ class Office:
 
     # ------------------------------------------------------------ the server itself
 
-    def _server(self, message: p.ServerRequested, session: str) -> Facts:
+    async def _server(self, message: p.ServerRequested, session: str) -> Facts:
+        # The first who asks may have to wait until isolation has been tried out.
+        kept = await asyncio.to_thread(protection.facts, self.inventory.launches.outfitter)
         plane, up = self._driver.plane, self._now() - self._began
         pools = list(plane.pools.values())
         states = [app["state"] for app in self.inventory.apps() if app["state"] != STOPPED]
@@ -237,7 +239,7 @@ class Office:
             "memory_bytes": psutil.Process().memory_info().rss,
             "machines": [_machine(node) for node in plane.scheduler.nodes.values()],
             "disk": self._disk(),
-            **protection.facts(self.inventory.launches.outfitter),
+            **kept,
             "apps": {state: states.count(state) for state in dict.fromkeys(states)},
             "deployments": {id: app.spec.deployment for id, app in plane.apps.items() if app.spec.deployment},
             "containers": {state: of_containers.count(state) for state in dict.fromkeys(of_containers)},

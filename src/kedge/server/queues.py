@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +245,7 @@ class Queues:
             self._unclaimed.remove(message.token)
         elif self._taken.pop(message.token, None) is None:
             if place is not None:
-                self._give_up(place, message.token)
+                self._give_up(place, (message.token,))
             return NOTHING_YET
         if message.kept:
             self._desk.writer.put(lambda tx: lines.arrived(tx, message.token), keep=True)
@@ -253,19 +253,22 @@ class Queues:
             self._come_back([message.token])
         return NOTHING_YET
 
-    def _give_up(self, place: Place, token: str) -> None:
-        """Nobody wants the answer to a request that waits."""
+    def _give_up(self, place: Place, tokens: Container[str]) -> None:
+        """Nobody wants the answers to these requests, which wait."""
         line = self._lines.get(place)
-        one = next((one for one in line.all() if one.token == token), None) if line is not None else None
-        if line is None or one is None:
+        gone = {one: None for one in line.all() if one.token in tokens} if line is not None else {}
+        if line is None or not gone:
             return
-        one.unwanted = True
+        for one in gone:
+            one.unwanted = True
         if line.looking:
-            line.is_late(one)
+            for one in gone:
+                line.is_late(one)
             line.news = True
             return
-        line.remove(one)
-        self._leave(one)
+        line.leave_out(gone)
+        for one in gone:
+            self._leave(one)
         if line.empty:
             del self._lines[place]
 
@@ -281,9 +284,8 @@ class Queues:
         taken = [token for token in tokens if self._taken.pop(token, None) is not None]
         if taken:
             self._come_back(taken)
-        for token, place in tokens.items():
-            if token not in taken:
-                self._give_up(place, token)
+        for place in set(tokens.values()):
+            self._give_up(place, tokens)
 
     def deleted(self, id: str) -> None:
         """The queue is gone: whoever waits at it hears so."""

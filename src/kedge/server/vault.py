@@ -13,10 +13,13 @@ import hmac
 import logging
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
@@ -80,6 +83,8 @@ class Vault:
         self._path = directory / KEY_FILE
         self.used: Callable[[], set[str]] = set
         """Ids of those without a name that apps refer to."""
+        self.lender: Path | None = None
+        """Directory of another server, which does not run: its named secrets are known here too, and not kept."""
         self._clock = clock
         self._cipher: Any = None
         self._by_id: dict[str, _Secret] = {}
@@ -105,6 +110,9 @@ class Vault:
         for row in await self._writer.ask(read):
             self._remember(_Secret(*row))
         self._touched = {id: now for id, secret in self._by_id.items() if not secret.name}
+        if self.lender is not None:
+            for secret, values in await asyncio.to_thread(_borrowed, self.lender):
+                self._remember(replace(secret, sealed=await self._seal(values)))
         self._sweep_in(UNUSED_S if self._touched else SWEEP_S)
 
     def close(self) -> None:
@@ -349,6 +357,21 @@ class Vault:
             return self._path.read_bytes().strip()
         except OSError as error:
             raise StoreError(f"the key of the secrets cannot be kept: {error}") from error
+
+
+def _borrowed(directory: Path) -> list[tuple[_Secret, dict[str, str]]]:
+    from cryptography.fernet import Fernet, InvalidToken
+
+    try:
+        cipher = Fernet((directory / KEY_FILE).read_bytes().strip())
+        with closing(sqlite3.connect(f"file:{quote(str(directory / 'state.db'))}?mode=ro", uri=True)) as database:
+            rows = [_Secret(*row) for row in database.execute("SELECT * FROM secrets WHERE name <> ''")]
+        return [(row, msgspec.json.decode(cipher.decrypt(row.sealed), type=dict[str, str])) for row in rows]
+    except FileNotFoundError:
+        return []  # there never was one
+    except (OSError, ValueError, InvalidToken, sqlite3.Error) as error:
+        log.warning("the secrets in %s cannot be read: %s", directory, type(error).__name__)
+        return []
 
 
 def used_in(plane: Plane) -> set[str]:

@@ -36,6 +36,9 @@ SHARE = 20
 RETRY_S = 60.0
 """After a commit that failed."""
 
+BUSY = "busy"
+"""How the engine's answer begins where files of a volume are open."""
+
 Remount = Callable[[str, VolumeMount, int], None]
 """Shows a container another version of a volume, and answers by the number with `VolumeAnswered`."""
 
@@ -181,36 +184,33 @@ class Volumes:
             async with mounted.turn:
                 left_out += await self._committed(mounted)
                 if mounted.seen != await self._run(self.store.current, volume):
-                    left_out += await self._renew(container, mounted)
+                    await self._renew(container, mounted)
         return left_out
 
-    async def _renew(self, container: str, mounted: Mounted) -> list[LeftOut]:
+    async def _renew(self, container: str, mounted: Mounted) -> None:
         """Another tree below, and a new place for what it writes. What it has written to the old one until the very
         last moment is committed as well."""
-        old = mounted.view
-        target = mounted.mount.target
+        old, target = mounted.view, mounted.mount.target
         fresh = self._views.make(old.volume, container, old.number, target, old.sub_path, mounted.upper is None)
         error = await self._remounted(container, fresh.mount)
-        gone = mounted not in self._mounted.get(container, ())
-        if gone and not error:  # it may have written to the new one already
-            self._begin(self._finish(fresh), old.volume)
-        elif error:
+        if error:
             self._views.let_go(fresh.view)
             await self._run(self.store.forget, fresh.view)
-        if error or gone:
-            if gone:
-                raise ClientClosed(f"the container {container} ends")
-            if error.startswith("busy"):
-                raise VolumeBusyError(
-                    f"the volume at {target} cannot be reloaded while files of it are open, or a directory of it is "
-                    f"the current one: close them first, and os.chdir elsewhere ({error.partition(': ')[2] or error})"
-                )
+        if mounted not in self._mounted.get(container, ()):
+            if not error:  # it may have written to the new place already
+                self._begin(self._finish(fresh), old.volume)
+            raise ClientClosed(f"the container {container} ends")
+        if error.startswith(BUSY):
+            raise VolumeBusyError(
+                f"the volume at {target} cannot be reloaded while files of it are open, or a directory of it is the "
+                f"current one: close them first, and os.chdir elsewhere ({error.partition(': ')[2] or error})"
+            )
+        if error:
             raise ExecutionError(f"the volume at {target} could not be reloaded: {error}")
         late = Mounted(old, mounted.mount, mounted.upper)
         mounted.view, mounted.mount, mounted.upper, mounted.seen = fresh.view, fresh.mount, fresh.upper, fresh.seen
         # Before anything that it writes to the new place. A file that is open there still is copied, not linked.
         await self._finish(late, final=False)
-        return []
 
     async def _remounted(self, container: str, mount: VolumeMount) -> str:
         """Has the engine show it; gives why that could not be done."""
