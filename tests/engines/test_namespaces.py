@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kedge.engines import confinement
 from kedge.model.protocol import ContainerStarted, ForkServerReported, VolumeAnswered
 from kedge.model.spec import Bind, VolumeMount
 from tests.engines.rig import Rig, alive, ended, eventually, make_launch, rig, site_packages, with_rig
@@ -291,6 +292,25 @@ for path in ("/proc/sys/kernel/core_pattern", "/sys/kernel/uevent_helper", "/sys
 say(sorted(set(refused)))
 """
     assert await said(it, source, isolation=isolated(tmp_path)) == ["Read-only file system"]
+
+
+@pytest.mark.slow
+@with_rig
+async def test_abstract_sockets_of_others_cannot_be_reached(it: Rig, tmp_path: Path) -> None:
+    if confinement.landlock_version() < 6:
+        pytest.skip("this Landlock cannot do that")
+    name = f"\0kedge-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        source = f"""
+import socket
+try:
+    socket.socket(socket.AF_UNIX).connect({name!r})
+except OSError as error:
+    say(error.strerror)
+"""
+        assert await said(it, source, isolation=isolated(tmp_path)) == "Operation not permitted"
 
 
 @pytest.mark.slow

@@ -172,10 +172,12 @@ async def test_builders_end_with_their_server(site: Site) -> None:
             front.ask("se-1", BASE, step("pip_install", packages=["lib"], find_links=address))
         )
         await asyncio.wait_for(deaf.asked.wait(), 30)
+        front.images.departed("se-1")  # as it is when a program ends that has a server of its own
         await front.images.close()
         assert not builders(site)
         with pytest.raises(asyncio.CancelledError):
             await waiter
+    assert [site.store.layer(path.name) is not None for path in site.store.layers.iterdir()] == [True]
 
 
 @on_loop

@@ -68,7 +68,7 @@ def main() -> None:
         if role == PROBE:
             from kedge.engines import probe
 
-            probe.main(int(descriptor))
+            probe.main(int(descriptor), runner)
             return
         from kedge.engines import supervisor
 

@@ -24,12 +24,13 @@ _PATIENCE_S = 10.0
 _OWN_FAULT = "the test of isolation failed"
 
 
-def survey() -> dict[str, str]:
+def survey(directory: str = "") -> dict[str, str]:
     """For each rung an empty string, or why containers cannot be isolated that way here. Blocks for some tenths of a
-    second, and touches nothing that lives on."""
+    second, and touches nothing that lives on. `directory` is where containers will write, since not every file system
+    can take that; empty: the one for temporary files."""
     if sys.platform != "linux":
         return {PROCESS: "", **dict.fromkeys(RUNGS[1:], f"it needs Linux, and this is {sys.platform}")}
-    found = {PROCESS: "", NAMESPACE: _try_namespaces()}
+    found = {PROCESS: "", NAMESPACE: _try_namespaces(directory or tempfile.gettempdir())}
     for rung, check in _TOOLS.items():
         found[rung] = check()
         if not found[rung] and found[NAMESPACE]:  # the files of every rung are put together in the same way
@@ -43,11 +44,11 @@ def best(found: dict[str, str]) -> str:
     return NAMESPACE if not found.get(NAMESPACE, "unknown") else PROCESS
 
 
-def _try_namespaces() -> str:
+def _try_namespaces(directory: str) -> str:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         arguments = boot.command(
-            sys.executable, boot.PROBE, theirs.fileno(), runtime_directories(), "none", options=["-I", "-S"]
+            sys.executable, boot.PROBE, theirs.fileno(), runtime_directories(), directory, options=["-I", "-S"]
         )
         try:
             ended = subprocess.run(
@@ -70,11 +71,14 @@ def _try_namespaces() -> str:
     return said.decode(errors="replace") or f"{_OWN_FAULT}: {ended.stderr.decode(errors='replace')[-300:]}"
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, directory: str) -> None:
     """In the process that is thrown away: makes a container that does nothing, and says how that went."""
     from kedge.engines import namespaces, system
 
-    with socket.socket(fileno=descriptor) as sock, tempfile.TemporaryDirectory(prefix="kedge-probe-") as scratch:
+    with (
+        socket.socket(fileno=descriptor) as sock,
+        tempfile.TemporaryDirectory(prefix=".probe-", dir=directory) as scratch,
+    ):
         step = "namespaces are not allowed here"
         try:
             base = namespaces.make_base()

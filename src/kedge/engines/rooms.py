@@ -57,6 +57,8 @@ class Rooms:
         self._taken: dict[int, Room] = {}
         self._scratches: set[str] = set()
         """Those that exist."""
+        self._leaving: list[Launch] = []
+        self._clearing: list[Launch] = []
         self._swept: set[str] = set()
         """Directories of scratch directories that were looked through for what dead supervisors have left."""
 
@@ -75,9 +77,22 @@ class Rooms:
 
     def clear(self, launch: Launch) -> None:
         """Its container has ended."""
-        path = launch.isolation.scratch
-        if path in self._scratches:
-            self._errands.send(partial(_cleared, launch), lambda _: self._scratches.discard(path))
+        if launch.isolation.scratch in self._scratches:
+            self._leaving.append(launch)
+            self._clear_leaving()
+
+    def _clear_leaving(self) -> None:
+        """One process removes what many have left: they often end together."""
+        if self._clearing or not self._leaving:
+            return
+        self._clearing, self._leaving = self._leaving, []
+
+        def cleared(answer: str) -> None:
+            self._scratches.difference_update(launch.isolation.scratch for launch in self._clearing)
+            self._clearing = []
+            self._clear_leaving()
+
+        self._errands.send(partial(_cleared, self._clearing), cleared)
 
     def clear_all(self) -> None:
         """All containers have ended, and nobody goes on errands any more."""
@@ -156,8 +171,10 @@ class Rooms:
             pass
 
     def check(self) -> None:
-        """Some child of this process has changed: forgets rooms whose init has ended."""
-        for process in self.processes():
+        """Some child of this process has changed: forgets rooms whose init has ended. That of a room in use is looked
+        for when its container has ended, which is at the same time."""
+        ended = [process for process, room in self._taken.items() if room.pidfd < 0]
+        for process in [*ended, *(room.process for room in self._spare)]:
             if system.peek_exit(process) is not None:
                 system.reap(process)
                 self._taken.pop(process, None)
@@ -174,9 +191,10 @@ class Rooms:
         return Room(process, pidfd, sock)
 
 
-def _cleared(launch: Launch) -> str:
-    wrapping.forget(launch.isolation, launch.container)
-    scratch.clear(launch.isolation.scratch)
+def _cleared(launches: Sequence[Launch]) -> str:
+    for launch in launches:
+        wrapping.forget(launch.isolation, launch.container)
+        scratch.clear(launch.isolation.scratch)
     return ""
 
 

@@ -33,7 +33,7 @@ SUBMODULES = {
     "runner": "kedge.sdk.runner",
     "schedule": "kedge.sdk.schedule",
     "secret": "kedge.sdk.secret",
-    "volume": "kedge.sdk.later",
+    "volume": "kedge.sdk.volume",
 }
 """Counterparts of public submodules."""
 

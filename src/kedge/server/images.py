@@ -79,6 +79,8 @@ class Images:
         self._values = values
         self._host_apt = host_apt
         self._builds: dict[str, Build] = {}
+        self._tasks: dict[asyncio.Task[dict[str, Any]], None] = {}
+        """All builds, also those that nobody wants any more and that are cleaning up."""
         self._found: dict[str, tuple[float, BuiltImage]] = {}
         self._held: dict[str, int] = {}
         """Locks that say to other servers that an image is in use here."""
@@ -147,7 +149,7 @@ class Images:
         if missing := self._versions_without_runtime():
             request = Request(home=str(self._home), image=ImageSpec(), runtimes=missing, timeout=timeout_of(os.environ))
             build = self._builds["runtimes"] = Build("runtimes", request.image)
-            build.task = asyncio.get_running_loop().create_task(self._run(build, request))
+            build.task = self._begin(build, request)
             await asyncio.wait([build.task], timeout=PREPARE_S)
 
     def _versions_without_runtime(self) -> dict[str, str]:
@@ -193,7 +195,7 @@ class Images:
                 timeout=timeout_of(os.environ),
                 host_apt=self._host_apt,
             )
-            build.task = asyncio.get_running_loop().create_task(self._run(build, request))
+            build.task = self._begin(build, request)
         elif build.last is not None:
             self._tell((session, message.request), msgspec.structs.replace(build.last, state="waiting"))
         assert build.task is not None
@@ -223,10 +225,11 @@ class Images:
 
     async def close(self) -> None:
         """Ends all builds."""
-        tasks = [build.task for build in self._builds.values() if build.task is not None]
+        tasks = list(self._tasks)
+        for build in self._builds.values():
+            if build.task is not None:
+                build.task.cancel()
         self._builds.clear()
-        for task in tasks:
-            task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.release(())
 
@@ -244,6 +247,12 @@ class Images:
         return found
 
     # ------------------------------------------------------------ builds
+
+    def _begin(self, build: Build, request: Request) -> asyncio.Task[dict[str, Any]]:
+        task = asyncio.get_running_loop().create_task(self._run(build, request))
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+        return task
 
     async def _run(self, build: Build, request: Request) -> dict[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""Which rungs of the isolation ladder this machine has, found out once per server, and not before somebody wants to know.
+"""Which rungs of the isolation ladder this machine has, found out once and not before somebody wants to know.
 
 To try them takes tenths of a second and a process: too much for a program that needs none of it.
 """
