@@ -47,7 +47,7 @@ LONGEST = 300
 # ---------------------------------------------------------------- the model
 
 
-@app.cls(image=image, cpu=2, max_containers=1, scaledown_window=600)
+@app.cls(image=image, max_containers=1, scaledown_window=600)
 @kedge.concurrent(max_inputs=2)
 class Encoder:
     """Texts as points: similar meanings, near points."""
@@ -62,7 +62,7 @@ class Encoder:
         return [vector.tobytes() for vector in self.model.encode(texts, batch_size=64, normalize_embeddings=True)]
 
 
-@app.cls(image=image, cpu=2, max_containers=1)
+@app.cls(image=image, max_containers=1)
 class OneByOne:
     """The same without batches and without concurrency, to compare."""
 

@@ -175,6 +175,23 @@ say([os.listdir("/dev"), len(open("/dev/urandom", "rb").read(4))])
 
 @pytest.mark.slow
 @with_rig
+async def test_the_machines_devices_can_be_used_and_not_changed(it: Rig, tmp_path: Path) -> None:
+    source = """
+answers = []
+for change in (lambda: os.chmod("/dev/null", 0o666), lambda: os.utime("/dev/null"), lambda: os.unlink("/dev/null")):
+    try:
+        change()
+        answers.append("done")
+    except OSError as error:
+        answers.append("refused")
+with open("/dev/null", "w") as null, open("/dev/urandom", "rb") as random:
+    say([*answers, null.write("text"), len(random.read(3))])
+"""
+    assert await said(it, source, isolation=isolated(tmp_path)) == ["refused", "refused", "refused", 4, 3]
+
+
+@pytest.mark.slow
+@with_rig
 async def test_without_a_network_it_has_itself_and_what_sockets_are_bound_in(it: Rig, tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     with socket.socket(socket.AF_UNIX) as server:

@@ -111,7 +111,7 @@ def test_a_machines_server_from_its_start_to_sigterm(server: Process, tmp_path: 
     assert not (home / "server" / "server.json").exists()
 
 
-def test_a_private_server_ends_with_its_owner_and_leaves_nothing(tmp_path: Path) -> None:
+def test_it_ends_with_its_owner(tmp_path: Path) -> None:
     server = Process(tmp_path, "--private", "--listen", "tcp://127.0.0.1:0")
     directory = Path(server.facts["address"]).parent
     assert directory.parent == tmp_path / "private"

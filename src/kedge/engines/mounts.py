@@ -200,7 +200,11 @@ def _files(isolation: Isolation, scratch: str, needed: Sequence[str], pieces: li
 
 def _devices(further: Sequence[str], pieces: list[Piece]) -> None:
     paths = (*(f"/dev/{name}" for name in _NODES), *further)
-    pieces.extend(Piece(kernel.copy_tree(path), path, os.path.isdir(path)) for path in paths)
+    for path in paths:
+        descriptor = kernel.copy_tree(path)
+        # They are the machine's own nodes: what is read-only is their mode and owner, never the device.
+        kernel.restrict(descriptor, kernel.ATTR_NOSUID | kernel.ATTR_RDONLY)
+        pieces.append(Piece(descriptor, path, os.path.isdir(path)))
 
 
 def _make_dev() -> None:
@@ -243,7 +247,8 @@ def _attach(piece: Piece) -> None:
 
 def _make_place(path: str, directory: bool) -> None:
     if directory:
-        os.makedirs(path, exist_ok=True)
+        if not os.path.isdir(path):
+            os.makedirs(path)
     elif not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if os.path.islink(path):

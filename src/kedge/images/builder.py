@@ -19,6 +19,7 @@ from msgspec import Struct
 from kedge.exception import Error, ImageBuildError, NotFoundError
 from kedge.images import advice, runtime
 from kedge.images.buildlog import BuildLog
+from kedge.images.chamber import Overlay
 from kedge.images.plan import Plan, Planned, argument, plan
 from kedge.images.running import CommandFailed, Runner
 from kedge.images.settings import base_of
@@ -44,6 +45,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """Like `force`, and later builds go on with what was there before."""
     secrets: dict[str, dict[str, str]] = {}
     """Values of the secrets of a step, by its index in the recipe."""
+    volumes: dict[str, dict[str, Overlay]] = {}
+    """What a step sees of volumes, by its index in the recipe and the path. Without `upper` it is read-only."""
     timeout: float = TIMEOUT_S
     runtimes: dict[str, str] = {}
     """Version → interpreter: instead of an image, what containers of these versions need."""
@@ -185,7 +188,8 @@ class Builder:
         complete = False
         try:
             directory.mkdir(mode=0o755, parents=True)
-            workspace = Workspace(store, step, parent, runner, values, fresh, self._request.host_apt)
+            volumes = self._request.volumes.get(str(step.position), {})
+            workspace = Workspace(store, step, parent, runner, values, fresh, self._request.host_apt, volumes)
             layer = handler(step.step.kind)(workspace)
             runner.flush()
             store.keep_layer(layer)

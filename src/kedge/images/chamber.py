@@ -45,11 +45,12 @@ _OPTIONS_ROOM = 4000
 
 @dataclass(frozen=True)
 class Overlay:
-    """`lower` uppermost first; `upper` takes what is written, `work` is an empty directory of the same file system."""
+    """`lower` uppermost first; `upper` takes what is written, `work` is an empty directory of the same file system.
+    Without them it is read-only."""
 
     lower: tuple[str, ...]
-    upper: str
-    work: str
+    upper: str = ""
+    work: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Plan:
     """Where the Python environment lies."""
     package_overlay: Overlay | None = None
     binds: tuple[Bound, ...] = ()
+    volumes: tuple[tuple[str, Overlay], ...] = ()
+    """By where they are seen."""
     files: tuple[tuple[str, str], ...] = ()
     """Small files such as /etc/resolv.conf, below everything that the image itself has written."""
     users: tuple[tuple[int, int], ...] = ()
@@ -88,6 +91,7 @@ def parsed(text: str) -> Plan:
     for name in ("root", "package_overlay"):
         given[name] = given[name] and Overlay(**given[name])
     given["binds"] = tuple(Bound(**bound) for bound in given["binds"])
+    given["volumes"] = tuple((target, Overlay(**volume)) for target, volume in given["volumes"])
     return Plan(**given)
 
 
@@ -190,6 +194,8 @@ def _enter(plan: Plan, root: Overlay) -> None:
             _mount("", top + bound.target, "", _BIND | _REMOUNT | _RDONLY | _locked_flags(top + bound.target))
     if plan.package_overlay is not None:
         _overlay(plan.package_overlay, top + plan.packages, in_user_namespace)
+    for target, volume in plan.volumes:
+        _overlay(volume, top + target, in_user_namespace)
     os.chdir(top)
     number = _PIVOT_ROOT.get(os.uname().machine)
     if number is None:
@@ -205,6 +211,7 @@ def _furnish(plan: Plan, skeleton: str, base: str) -> None:
     """Mount points that the base lacks, and the files of this moment: in memory, so that no layer ever holds them."""
     targets = [(bound.target, os.path.isdir(bound.source)) for bound in plan.binds]
     targets += [(plan.packages, True)] if plan.package_overlay is not None else []
+    targets += [(target, True) for target, _ in plan.volumes]
     for target, is_directory in [("/proc", True), ("/sys", True), ("/dev", True), *targets]:
         if not os.path.lexists(base + target):
             _directories(skeleton, base, target if is_directory else os.path.dirname(target))
@@ -231,12 +238,17 @@ def _directories(skeleton: str, base: str, path: str) -> None:
 
 def _overlay(overlay: Overlay, target: str, in_user_namespace: bool) -> None:
     """Paths are given relative to what they have in common: ids are long, and the kernel takes one page of options."""
-    paths = [*overlay.lower, overlay.upper, overlay.work]
+    if not overlay.upper and len(overlay.lower) == 1:  # older kernels take no overlay of one
+        _mount(overlay.lower[0], target, "", _BIND)
+        _mount("", target, "", _BIND | _REMOUNT | _RDONLY | _locked_flags(target))
+        return
+    paths = [*overlay.lower, *((overlay.upper, overlay.work) if overlay.upper else ())]
     common = os.path.commonpath(paths)
     short = [
         os.path.relpath(path, common).replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:") for path in paths
     ]
-    options = f"lowerdir={':'.join(short[:-2])},upperdir={short[-2]},workdir={short[-1]}"
+    options = f"lowerdir={':'.join(short[: len(overlay.lower)])}"
+    options += f",upperdir={short[-2]},workdir={short[-1]}" if overlay.upper else ""
     options += ",userxattr" if in_user_namespace else ",redirect_dir=off,index=off,metacopy=off"
     if len(options) > _OPTIONS_ROOM:
         raise OSError(

@@ -208,11 +208,6 @@ def frozen(workspace: Workspace, place: Place) -> str:
 def check_wishes(workspace: Workspace) -> None:
     if workspace.argument("gpu"):
         workspace.say("gpu= is not needed here: builds run on this machine, without its GPUs")
-    if workspace.argument("volumes"):
-        raise InvalidError(
-            f"Image.{workspace.step.kind} takes no volumes in this version of kedge; fill the volume in a function "
-            "that mounts it (@app.function(volumes=…)), or write to a path of the image"
-        )
 
 
 def _explained(failure: CommandFailed) -> CommandFailed:

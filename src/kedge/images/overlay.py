@@ -146,6 +146,7 @@ def _place(
         packages=image.packages,
         package_overlay=packages,
         binds=(*binds, *shown),
+        volumes=tuple(workspace.volumes.items()),
         files=tuple(debian.files_of_now(debian.machine()).items()),
         users=users(),
     )

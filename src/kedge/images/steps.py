@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from kedge.exception import InvalidError
-from kedge.images.chamber import Bound
+from kedge.images.chamber import Bound, Overlay
 from kedge.images.plan import Planned, argument
 from kedge.images.running import Runner, inherited
 from kedge.images.store import Layer, Store
@@ -104,6 +104,7 @@ class Workspace:
         secrets: Variables of the step's `secrets`.
         fresh: Whether versions are resolved anew although an earlier build has left a lock.
         host_apt: Whether Debian packages are those of this machine.
+        volumes: What commands of the step see of its `volumes`, by the path. Without `upper` it is read-only.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Workspace:
         secrets: Mapping[str, str] | None = None,
         fresh: bool = False,
         host_apt: bool = False,
+        volumes: Mapping[str, Overlay] | None = None,
     ) -> None:
         self.store = store
         self.planned = planned
@@ -123,6 +125,7 @@ class Workspace:
         self.secrets = dict(secrets or {})
         self.fresh = fresh
         self.host_apt = host_apt
+        self.volumes = dict(volumes or {})
         self.directory = store.directory(planned.id)
         """Its own: empty at the beginning, and removed unless the step succeeds."""
         self._began = time.monotonic()
@@ -130,7 +133,9 @@ class Workspace:
     def upon(self, parent: Layer, step: ImageStep | None = None) -> Workspace:
         """The same place for the next part of a step that has several, such as a Dockerfile."""
         planned = self.planned if step is None else msgspec.structs.replace(self.planned, step=step)
-        return Workspace(self.store, planned, parent, self.runner, self.secrets, self.fresh, self.host_apt)
+        return Workspace(
+            self.store, planned, parent, self.runner, self.secrets, self.fresh, self.host_apt, self.volumes
+        )
 
     @property
     def step(self) -> ImageStep:

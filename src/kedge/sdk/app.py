@@ -107,8 +107,8 @@ class App(Deployable):
         Args:
             image: What containers have installed. Default: the app's.
             env: Environment variables.
-            gpu: Name of a device, with a count (`"H100:8"`) or a part of one (`"H100:0.5"`), or a list of acceptable ones
-                in order of preference.
+            gpu: Name of a device, with a count (`"H100:8"`) or a part of one (`"H100:0.5"`), or a list of acceptable
+                ones in order of preference.
             vram: MiB of each device's memory, or `"20Gi"`: the rest of it is for others. Alone it means any device.
             cpu: Cores, or a pair (request, limit). Default 0.125.
             memory: MiB or text such as `"16Gi"`, or a pair (request, limit). Default 128 MiB.

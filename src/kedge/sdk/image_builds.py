@@ -15,7 +15,7 @@ from msgspec import structs
 
 from kedge.exception import InvalidError
 from kedge.model.protocol import ImageProgressed, ImageRequested
-from kedge.model.spec import AppSpec, CodeSpec, FunctionSpec, ImageSpec, ImageStep, SecretRef
+from kedge.model.spec import AppSpec, CodeSpec, FunctionSpec, ImageSpec, ImageStep, SecretRef, VolumeRef
 from kedge.sdk import alias, config, context, image_files, output, secret, server_process, shipping, snapshot
 from kedge.sdk.calls import Request
 
@@ -39,7 +39,8 @@ def bound(
     for spec in specs:
         if spec.image.steps and spec.image not in known:
             image = image_files.bound(spec.image, code, home)
-            known[spec.image] = _with_secrets(image, lambda reference: _of_environment(reference, environment_name))
+            image = _with_secrets(image, lambda reference: _of_environment(reference, environment_name))
+            known[spec.image] = _with_volumes(image, environment_name)
     return _replaced(specs, known)
 
 
@@ -62,6 +63,21 @@ def _with_secrets(image: ImageSpec, change: Callable[[SecretRef], SecretRef]) ->
         return structs.replace(step, arguments=tuple(sorted(arguments.items())))
 
     return structs.replace(image, steps=tuple(changed(step) for step in image.steps))
+
+
+def _with_volumes(image: ImageSpec, environment_name: str) -> ImageSpec:
+    """The image with volumes of this environment, where its steps name no other."""
+
+    def changed(step: ImageStep) -> ImageStep:
+        arguments = dict(step.arguments)
+        if "volumes" not in arguments:
+            return step
+        found = msgspec.json.decode(arguments["volumes"], type=list[VolumeRef])
+        own = [structs.replace(ref, environment=ref.environment or environment_name) for ref in found]
+        arguments["volumes"] = msgspec.json.encode(own, order="deterministic").decode()
+        return structs.replace(step, arguments=tuple(sorted(arguments.items())))
+
+    return structs.replace(image, steps=tuple(map(changed, image.steps)))
 
 
 def _replaced(specs: tuple[FunctionSpec, ...], images: Mapping[ImageSpec, ImageSpec]) -> tuple[FunctionSpec, ...]:

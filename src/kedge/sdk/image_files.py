@@ -17,7 +17,7 @@ import msgspec
 
 from kedge.exception import InvalidError, ModuleNotMountable, NotFoundError
 from kedge.model.spec import CodeSpec, ImageSpec, ImageStep, LocalFiles
-from kedge.sdk import alias, contexts, patterns, project_files, recipe
+from kedge.sdk import alias, contexts, patterns, project_files, recipe, volume_mounts
 from kedge.sdk.local_files import files_in, keep, keep_contents
 from kedge.sdk.patterns import FilePatternMatcher
 from kedge.sdk.serializer import PYTHON
@@ -53,7 +53,7 @@ def bound(spec: ImageSpec, code: CodeSpec, home: str) -> ImageSpec:
         if files is not None and declared.kind in _MOUNTS and not step.arguments.get("copy"):
             mounts.append(files)
         else:
-            made = recipe.step(declared.kind, arguments | _secrets(step.note, arguments))
+            made = recipe.step(declared.kind, arguments | _secrets(step.note, arguments) | _volumes(step))
             steps.append(ImageStep(made.kind, made.arguments, files))
     if not steps or steps[0].kind not in BASES:
         steps.insert(0, recipe.step("debian_slim", {"python_version": PYTHON}))
@@ -298,6 +298,14 @@ def _secrets(note: recipe.Note, arguments: Mapping[str, Any]) -> dict[str, Any]:
     if not references:
         return {}
     return {"secret": references[0]} if "secret" in arguments else {"secrets": references}
+
+
+def _volumes(step: Step) -> dict[str, Any]:
+    """The references in the place of descriptions."""
+    if not step.note.volumes:
+        return {}
+    found = volume_mounts.references(f"{step.what}: volumes", dict(step.note.volumes))
+    return {"volumes": [msgspec.to_builtins(reference) for reference in found]}
 
 
 def _near(place: str) -> str:

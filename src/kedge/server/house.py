@@ -69,6 +69,7 @@ class House:
             self._send_now,
             self._vault.values,
             settings.host_apt,
+            self._volumes,
         )
         self._outfitter = Outfitter(
             directory.path,
@@ -170,8 +171,8 @@ class House:
         self._rpc.close_all()
         await self._engine.close()
         await self._volume_desk.close()
+        await self._images.close()  # what builds have written to volumes is committed
         await self._volumes.close()
-        await self._images.close()
         self._output.close_all()
         self._vault.close()
         self._objects.close()

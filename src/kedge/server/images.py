@@ -29,6 +29,7 @@ from kedge.images.plan import Plan, argument
 from kedge.images.store import Store
 from kedge.model import protocol as p
 from kedge.model.spec import BuiltImage, ImageSpec, SecretRef
+from kedge.server.build_volumes import BuildVolumes, Volumes
 
 log = logging.getLogger("kedge.server")
 
@@ -70,14 +71,23 @@ class Images:
         send: Sends a message to a session, at once.
         values: The variables of a secret, in an environment.
         host_apt: Whether Debian packages of images are those of this machine.
+        volumes: What steps mount. What they write is committed when the build has ended.
     """
 
-    def __init__(self, home: Path, send: Send, values: Values | None = None, host_apt: bool = False) -> None:
+    def __init__(
+        self,
+        home: Path,
+        send: Send,
+        values: Values | None = None,
+        host_apt: bool = False,
+        volumes: Volumes | None = None,
+    ) -> None:
         self.store = Store(home)
         self._home = home
         self._send = send
         self._values = values
         self._host_apt = host_apt
+        self._volumes = BuildVolumes(volumes) if volumes is not None else None
         self._builds: dict[str, Build] = {}
         self._tasks: dict[asyncio.Task[dict[str, Any]], None] = {}
         """All builds, also those that nobody wants any more and that are cleaning up."""
@@ -259,10 +269,16 @@ class Images:
             if self._turns.locked():
                 self._progress(build, Progress(state="waiting", text="other images are being built"))
             async with self._turns:
-                return await self._process(build, request)
+                return await self._with_volumes(build, request)
         finally:
             if self._builds.get(build.key) is build:
                 del self._builds[build.key]
+
+    async def _with_volumes(self, build: Build, request: Request) -> dict[str, Any]:
+        if self._volumes is None:
+            return await self._process(build, request)
+        async with self._volumes.mounted(build.spec) as seen:
+            return await self._process(build, msgspec.structs.replace(request, volumes=seen))
 
     async def _process(self, build: Build, request: Request) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
