@@ -32,7 +32,7 @@ def facts(home: str) -> Facts:
         "kedge": __version__,
         "python": {"version": platform.python_version(), "path": sys.executable, "system": sys.platform},
         "home": _safely(lambda: directory(home)),
-        "isolation": _safely(isolation),
+        "isolation": _safely(lambda: isolation(home)),
         "kernel": _safely(kernel),
         "limits": _safely(limits),
         "images": _safely(lambda: images(home)),
@@ -77,10 +77,10 @@ def directory(home: str) -> Facts:
 # ---------------------------------------------------------------- containers
 
 
-def isolation() -> Facts:
+def isolation(home: str) -> Facts:
     from kedge.engines import probe
 
-    rungs = probe.survey()
+    rungs = probe.survey(home if os.path.isdir(home) else "")
     return {"best": probe.best(rungs), "rungs": {rung: rungs.get(rung, "not tried") for rung in RUNGS}}
 
 

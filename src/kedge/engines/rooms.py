@@ -193,13 +193,13 @@ class Rooms:
 
 def _cleared(launches: Sequence[Launch]) -> str:
     for launch in launches:
-        wrapping.forget(launch.isolation, launch.container)
+        wrapping.forget(launch.isolation.scratch)
         scratch.clear(launch.isolation.scratch)
     return ""
 
 
 def _swept(directory: str) -> str:
-    scratch.sweep(directory)
+    scratch.sweep(directory, wrapping.forget)
     return ""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Callable
 
 OWNER = "owner"
 VOLUMES = "volumes"
@@ -47,8 +48,8 @@ def clear(path: str) -> None:
         pass
 
 
-def sweep(directory: str) -> None:
-    """Clears the scratch directories below `directory` whose supervisors have ended."""
+def sweep(directory: str, before: Callable[[str], None] | None = None) -> None:
+    """Clears the scratch directories below `directory` whose supervisors have ended; `before` is called with each."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -61,6 +62,8 @@ def sweep(directory: str) -> None:
         except OSError:
             continue
         if owner != _identity(int(owner.split()[0]) if owner.split() else 0):
+            if before is not None:
+                before(path)
             clear(path)
 
 

@@ -200,10 +200,13 @@ def addressee(rung: str, process: int) -> int:
     return process
 
 
-def forget(isolation: Isolation, name: str) -> None:
-    """After the end: what a runtime that was killed could not tidy up itself."""
-    if isolation.rung in (OCI, GVISOR) and os.path.isdir(os.path.join(isolation.scratch, _STATE, name)):
-        _run(*_tool(isolation), "delete", "--force", name)
+def forget(path: str) -> None:
+    """Has a runtime that was killed tidy up what it left outside of the scratch directory `path`: control groups."""
+    state = os.path.join(path, _STATE)
+    for name in os.listdir(state) if os.path.isdir(state) else ():
+        if os.path.isdir(os.path.join(state, name)):
+            for tool in filter(None, map(shutil.which, ("runc", "crun"))):
+                _run(tool, "--root", state, "delete", "--force", name)
 
 
 def ask_to_leave(isolation: Isolation, name: str) -> str:

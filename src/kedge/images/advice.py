@@ -12,6 +12,12 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "disk.",
     ),
     (
+        r"(container registry|initializing source|docker://).*(no such host|server misbehaving|i/o timeout|"
+        r"connection refused|network is unreachable)",
+        "The registry cannot be reached. An image that another machine has comes here by `podman save` there and "
+        "`podman load` here; those of Debian and Python (python:3.12-slim) need no registry.",
+    ),
+    (
         r"dns error|failed to lookup address|Temporary failure in name resolution|Could not resolve host|"
         r"Name or service not known|Network is unreachable|Connection refused|error sending request|"
         r"network was disabled|tcp connect error|Connection timed out|client error \(Connect\)|operation timed out",

@@ -144,6 +144,8 @@ def _fetched(workspace: Workspace, tag: str, root: Path) -> Settings:
 
 def _by_podman(workspace: Workspace, podman: str, tag: str, root: Path, login: list[str]) -> Settings:
     present = _ask([podman, "image", "exists", tag]) is not None
+    if not present:
+        tag = qualified(tag)  # podman knows no registry by itself
     if not present or workspace.fresh:
         workspace.run(
             [podman, "pull", "--quiet", *login, tag], variables=inherited(os.environ), shown=f"podman pull {tag}"
@@ -214,6 +216,17 @@ def host(tag: str) -> str:
     """
     first, slash, _ = tag.partition("/")
     return first if slash and ("." in first or ":" in first or first == "localhost") else "docker.io"
+
+
+def qualified(tag: str) -> str:
+    """A tag with its registry: those without one are meant for Docker Hub, as everywhere else.
+
+    >>> qualified("nvidia/cuda:12.8.1"), qualified("alpine"), qualified("ghcr.io/acme/tool:1")
+    ('docker.io/nvidia/cuda:12.8.1', 'docker.io/library/alpine', 'ghcr.io/acme/tool:1')
+    """
+    if host(tag) == tag.partition("/")[0]:
+        return tag
+    return f"docker.io/{tag}" if "/" in tag else f"docker.io/library/{tag}"
 
 
 def credentials(kind: str, tag: str, secrets: Mapping[str, str]) -> tuple[str, str] | None:

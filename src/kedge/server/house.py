@@ -63,7 +63,7 @@ class House:
             self._vault.lender = settings.home / "server"
         self._volumes = Volumes(settings.home / "volumes")
         self._volume_desk = VolumeDesk(self._volumes)
-        self._ladder = Ladder()
+        self._ladder = Ladder(str(directory.path))
         self._images = Images(
             settings.home,
             self._send_now,

@@ -15,7 +15,9 @@ from kedge.model.spec import RUNGS
 class Ladder(Mapping[str, str]):
     """For each rung an empty string, or why it cannot be had. Whoever looks first waits."""
 
-    def __init__(self, survey: Callable[[], dict[str, str]] = probe.survey) -> None:
+    def __init__(self, directory: str = "", survey: Callable[[str], dict[str, str]] = probe.survey) -> None:
+        """`directory`: where containers will write, which must be on a file system that takes overlays."""
+        self._directory = directory
         self._survey = survey
         self._found: dict[str, str] = {}
         self._thread: threading.Thread | None = None
@@ -42,7 +44,7 @@ class Ladder(Mapping[str, str]):
 
     def _look(self) -> None:
         try:
-            self._found = self._survey()
+            self._found = self._survey(self._directory)
         except Exception as error:
             reason = f"it could not be tried out: {error}"
             self._found = {rung: reason if rung != RUNGS[0] else "" for rung in RUNGS}
