@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import attribution, calls, cancel, core, logs, memory, peers, web
+from benchmarks import attribution, calls, cancel, core, data, images, isolation, logs, memory, peers, search, web
 from benchmarks.report import RESULTS, Report, machine
 
 ALL = {
@@ -16,6 +16,10 @@ ALL = {
     "peers": peers.run,
     "attribution": attribution.run,
     "web": web.run,
+    "isolation": isolation.run,
+    "images": images.run,
+    "data": data.run,
+    "search": search.run,
 }
 
 

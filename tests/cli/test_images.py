@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click.testing
+import msgspec
 import pytest
 
 from kedge.cli import confirm, imageviews
 from kedge.cli.main import main
 from kedge.exception import ImageBuildError
 from kedge.images.store import Built, Layer, Store
-from kedge.model.spec import AppSpec, BuiltImage
+from kedge.model.spec import AppSpec, BuiltImage, CodeSpec, EnvironmentSpec, FunctionSpec, ImageSpec
 from kedge.sdk import image_builds
+from kedge.server import register
 
 STEPS = ("debian_slim 3.12", "pip_install numpy")
 
@@ -86,6 +90,8 @@ def test_logs_of_an_image_a_name_or_a_step(store: Store) -> None:
     assert run("logs", "tools").stdout == text
     assert run("logs", "ba5e").stdout == "output of debian_slim 3.12 in ba5e\n"
     assert "output of" in run("logs").stdout
+    store.log_of("runtimes").write_text("compiled for containers\n")  # of no step
+    assert "output of" in run("logs").stdout
     result = run("logs", "nope")
     assert (result.exit_code, result.stderr) == (
         1,
@@ -100,7 +106,7 @@ def test_pruning_keeps_what_a_server_uses_or_has_a_name(
         add(store, id, name=name)
     asked = run("prune")
     assert asked.exit_code == 2
-    assert "Remove 2 images that no app of a running server has? There is no terminal" in asked.stderr
+    assert "Remove 2 images that no running or deployed app has? There is no terminal" in asked.stderr
     monkeypatch.setattr(confirm, "at_a_terminal", lambda: True)
     assert run("prune", input="n\n").exit_code == 1
     assert len(store.images()) == 4
@@ -109,6 +115,34 @@ def test_pruning_keeps_what_a_server_uses_or_has_a_name(
     assert {built.image.id for built in store.images()} == {"im-aaaa01", "im-bbbb02"}
     assert store.layer("ba5e") is not None
     assert store.layer("cccc03") is None
+
+
+def test_pruning_keeps_what_deployed_apps_have_while_the_server_is_stopped(store: Store) -> None:
+    add(store, "aaaa01")
+    add(store, "bbbb02")
+    path = store.path.parent / "server" / "state.db"
+    path.parent.mkdir()
+    image = ImageSpec(id="im-aaaa01")
+    spec = AppSpec(
+        app="ap-1",
+        name="shop",
+        code=CodeSpec(),
+        environment=EnvironmentSpec(python="", python_version=""),
+        functions=(FunctionSpec(name="f", module="shop", qualname="f", image=image),),
+        deployment="dp-1",
+        ephemeral=False,
+    )
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(register.SCHEMA)
+        database.execute("INSERT INTO apps VALUES (?, ?)", (spec.app, msgspec.msgpack.encode(spec)))
+        database.commit()
+    assert run("prune", "--yes").stdout.startswith("Removed 1 image")
+    assert [built.image.id for built in store.images()] == ["im-aaaa01"]
+    path.write_bytes(b"this is no database at all, and was one yesterday" * 100)
+    refused = run("prune", "--yes")
+    assert refused.exit_code == 1
+    assert "says which images deployed apps have, and cannot be read: file is not a database" in refused.stderr
+    assert len(store.images()) == 1
 
 
 APP = """

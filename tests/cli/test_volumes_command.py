@@ -113,6 +113,18 @@ def test_files_are_got(stocked: Live, tmp_path: Path) -> None:
     assert not list(goal.rglob(".*")), "nothing half-made is left"
 
 
+def test_names_with_the_marks_of_patterns_are_names(stocked: Live, tmp_path: Path) -> None:
+    (tmp_path / "[id]").mkdir()
+    (tmp_path / "[id]" / "what?.tsx").write_text("page")
+    assert stocked.run("volume", "put", "data", str(tmp_path / "[id]"), "/pages/[id]").exit_code == 0
+    assert "pages/[id]/what?.tsx" in stocked.run("volume", "ls", "data", "/pages/[id]").stdout
+    assert stocked.run("volume", "get", "data", "/pages/[id]/what?.tsx", str(tmp_path / "page")).exit_code == 0
+    assert (tmp_path / "page").read_text() == "page"
+    nothing = stocked.run("volume", "get", "data", "/pages/*.py", str(tmp_path / "none"))
+    assert (nothing.exit_code, "nothing in the volume matches '/pages/*.py'" in nothing.stderr) == (1, True)
+    assert not (tmp_path / "none").exists()
+
+
 def test_files_are_copied_and_removed(stocked: Live) -> None:
     assert stocked.run("volume", "cp", "data", "/d/a.txt", "/copy.txt").exit_code == 0
     assert "cp -r" in stocked.run("volume", "cp", "data", "/d", "/e").stderr

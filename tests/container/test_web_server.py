@@ -210,6 +210,21 @@ def test_a_method_of_a_class_starts_it_after_the_hooks(plane: WebPlane, port: in
 
 
 @pytest.mark.slow
+def test_an_enter_hook_may_start_it(plane: WebPlane, port: int) -> None:
+    methods = (MethodSpec(name="serve", web=WebSpec("web_server", port=port, startup_timeout=30.0)),)
+    plane.start(web_function("Engine", 2, module=WHARF, is_class=True, methods=methods))
+    assert plane.visit("/", function="serve").status == 200
+
+
+def test_a_port_is_taken_before_an_enter_hook_runs(plane: WebPlane, port: int) -> None:
+    methods = (MethodSpec(name="serve", web=WebSpec("web_server", port=port, startup_timeout=0.1)),)
+    with socket.create_server(("127.0.0.1", port)):
+        plane.start(web_function("Server", 2, module=WHARF, is_class=True, methods=methods), ready=False)
+        assert plane.failure().message.startswith(f"something else listened on port {port} when Server.serve() ")
+    assert plane.journal() == []
+
+
+@pytest.mark.slow
 def test_it_may_be_another_process(plane: WebPlane, port: int) -> None:
     start(plane, port, "files", startup_timeout=30.0)
     assert plane.visit("/wharf.py").content == (HERE / "wharf.py").read_bytes()

@@ -173,6 +173,23 @@ class Server:
         return "plain"
 
 
+@app.cls()
+class Engine:
+    """Starts its server when it enters, as engines with snapshots of their memory do."""
+
+    @kedge.enter()
+    def open(self):
+        self.process = child(sys.executable, "-m", "http.server", str(port()), "--bind", "127.0.0.1")
+
+    @kedge.web_server(8000)
+    def serve(self):
+        pass
+
+    @kedge.exit()
+    def close(self):
+        self.process.terminate()
+
+
 # ---------------------------------------------------------------- other processes, and what goes wrong
 
 

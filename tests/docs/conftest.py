@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.images.test_roots import bases as bases  # what the root of images begins with: made once for all test runs
+
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:

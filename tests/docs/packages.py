@@ -21,6 +21,12 @@ def with_torch(directory: Path, *packages: str) -> dict[str, str]:
     """Variables of a server whose images get a torch without CUDA, which is a tenth of the other one. Skips the test
     where the packages cannot be had."""
     variables = _without_cuda(directory)
+    require(directory, *packages, **variables)
+    return variables
+
+
+def require(directory: Path, *packages: str, **variables: str) -> None:
+    """Skips the test where the packages cannot be had."""
     machine = {**inherited(os.environ), **variables}
     done = subprocess.run(
         [uvtool.program(), "pip", "install", "--dry-run", "--python", sys.executable, "--target", directory, *packages],
@@ -32,7 +38,6 @@ def with_torch(directory: Path, *packages: str) -> dict[str, str]:
     )
     if done.returncode:
         pytest.skip(f"{', '.join(packages)} cannot be had here: {done.stderr.strip()}")
-    return variables
 
 
 def _without_cuda(directory: Path) -> dict[str, str]:

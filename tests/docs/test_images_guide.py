@@ -16,12 +16,12 @@ pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "images.md"
 
 
-def test_the_page_shows_what_happens(tmp_path: Path) -> None:
+def test_the_page_shows_what_happens(tmp_path: Path, bases: Path) -> None:
     if reason := probe.survey()[NAMESPACE]:
         pytest.skip(f"containers cannot have files of their own here: {reason}")
     assert len([step for step in steps(PAGE) if step.commands]) == 6
     images = tmp_path / "images"
     images.mkdir()
-    (images / "bases").symlink_to("/tmp/kedge-bases-0")
+    (images / "bases").symlink_to(bases)
     with site_in(tmp_path / "site", images, KEDGE_PORT="") as site:
         replay(PAGE, site)

@@ -29,6 +29,9 @@ EXPECTED = {
 }
 """What each of their curl lines prints."""
 
+ELSEWHERE = ["search_docs"]
+"""Their images take packages that not every machine can have: `test_search_docs`."""
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -38,7 +41,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def test_every_example_with_a_deploy_is_here() -> None:
     deployed = [path.stem for path in ROOT.glob("examples/*.py") if COMMAND.search(path.read_text())]
-    assert sorted(deployed) == sorted(EXPECTED)
+    assert sorted(deployed) == sorted([*EXPECTED, *ELSEWHERE])
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))

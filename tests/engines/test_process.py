@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import kedge
 from kedge.model.protocol import RECORDS, ContainerLost, ContainerStarted, OutputCaptured
 from tests.engines.rig import Rig, alive, descriptors, ended, make_launch, mapped, with_rig
 
@@ -23,6 +24,17 @@ async def test_a_container_is_forked_and_its_end_is_reported_after_its_output(it
     assert output == b"%d\n" % started.process
     assert (end.exit_code, end.signal, end.reason, end.out_of_memory) == (0, None, "left by itself", False)
     assert it.facts[-1] is end
+
+
+@with_rig
+async def test_kedge_is_the_servers_own_whatever_an_environment_has_installed_as_kedge(it: Rig, tmp_path: Path) -> None:
+    fake = tmp_path / "site-packages" / "kedge"
+    fake.mkdir(parents=True)
+    (fake / "__init__.py").write_text("raise RuntimeError('another version of kedge')")
+    packages = str(fake.parent)
+    path = (packages, *(entry for entry in sys.path if entry))
+    end, output = await it.run("import kedge; print(kedge.__file__)", variables={"PYTHONPATH": packages}, sys_path=path)
+    assert (output.decode().strip(), end.exit_code) == (kedge.__file__, 0)
 
 
 @with_rig

@@ -262,7 +262,7 @@ def test_a_version_of_python_that_is_not_there(site: Site) -> None:
     text = failure(site, step("debian_slim", python_version="3.99"))
     assert "the image wants Python 3.99, which this machine does not have; found are" in text
     assert "uv python install 3.99" in text
-    assert "is too old: containers need Python 3.11 or newer" in failure(
+    assert "is too old: containers need Python 3.10 or newer" in failure(
         site, step("debian_slim", python_version="3.9")
     )
 

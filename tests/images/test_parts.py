@@ -14,6 +14,7 @@ from kedge.images.buildlog import BuildLog
 from kedge.images.interpreters import Candidate, candidates, choose, missing
 from kedge.images.python_steps import dependencies, git_access, repository_address
 from kedge.images.running import inherited
+from kedge.images.store import Store
 
 # ---------------------------------------------------------------- interpreters
 
@@ -69,7 +70,7 @@ def test_a_missing_version_is_said_with_what_there_is_and_how_to_get_it() -> Non
 
 
 def test_a_version_that_containers_cannot_have_is_refused() -> None:
-    with pytest.raises(InvalidError, match=r'"?3.9"? is too old|python_version=\'3.9\' is too old: .* 3.11 or newer'):
+    with pytest.raises(InvalidError, match=r'"?3.9"? is too old|python_version=\'3.9\' is too old: .* 3.10 or newer'):
         interpreters.check("3.9")
 
 
@@ -97,6 +98,22 @@ def test_pips_configuration_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "broken.conf").write_text("index-url")
     found = uvtool.pip_settings({"PIP_INDEX_URL": "https://b"}, [tmp_path / "broken.conf", tmp_path / "pip.conf"])
     assert found == {"index-url": "https://b", "find-links": "/wheels"}, "variables win"
+
+
+def test_images_may_lie_behind_a_link(tmp_path: Path) -> None:
+    """Paths are written into environments, so two homes with one directory must name it in the same way."""
+    (tmp_path / "disk").mkdir()
+    for home in ("one", "two"):
+        (tmp_path / home).mkdir()
+        (tmp_path / home / "images").symlink_to(tmp_path / "disk")
+    assert Store(tmp_path / "one").layers == Store(tmp_path / "two").layers == tmp_path / "disk" / "layers"
+
+
+def test_files_that_uv_reads_are_shown_to_it_in_an_images_root_too(tmp_path: Path) -> None:
+    for name in ("wheels", "constraints.txt"):
+        (tmp_path / name).mkdir()
+    told = {"UV_FIND_LINKS": f"{tmp_path}/wheels,/nowhere", "UV_CONSTRAINT": f"{tmp_path}/constraints.txt"}
+    assert uvtool.local_paths(told, ["numpy"]) == [f"{tmp_path}/wheels", f"{tmp_path}/constraints.txt"]
 
 
 def test_options_of_pip_become_those_of_uv() -> None:
@@ -156,6 +173,10 @@ def test_private_repositories() -> None:
         ("cause: Because nosuch was not found in the package registry and you require nosuch", "name is not known"),
         ("Because you require a==1 and a==2, we can conclude that your requirements are unsatisfiable.", "contradicts"),
         ("error: command 'gcc' failed: No such file or directory", r'\.apt_install\("build-essential"\)'),
+        (
+            "Error: initializing source docker://a/b:1: pinging container registry r.io: lookup r.io: no such host",
+            "The registry cannot be reached",
+        ),
         ("fatal: Authentication failed for 'https://github.com/'", "check the token"),
         ("hint: torch has no wheels with a matching Python ABI tag", "no version of a package for the Python"),
     ],
@@ -166,6 +187,7 @@ def test_known_failures_come_with_advice(line: str, said: str) -> None:
 
 def test_an_unknown_failure_has_no_advice() -> None:
     assert advice.advise("exit code 3", ["boom"]) == ""
+    assert advice.advise("exit code 2", ["error: the argument '--no-progress' cannot be used multiple times"]) == ""
 
 
 def test_a_failure_names_step_command_lines_and_log() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from kedge.exception import ImageBuildError
 from kedge.images import prune
 from kedge.images.builder import Progress, Request
 from kedge.images.freshness import Asked, named, way
+from kedge.images.store import remove
 from tests.images.kit import Site, recipe, step
 
 pytestmark = pytest.mark.slow
@@ -102,6 +104,18 @@ def test_what_a_killed_process_has_left_is_swept(site: Site, deaf: tuple[str, so
     connection.close()
     prune.sweep(site.store)
     assert len(list(site.store.layers.iterdir())) == 1
+
+
+def test_two_may_remove_the_same_at_the_same_time(tmp_path: Path) -> None:
+    for name in map(str, range(20)):
+        tree = tmp_path / name
+        for number in range(200):
+            (tree / str(number % 20)).mkdir(parents=True, exist_ok=True)
+            (tree / str(number % 20) / f"{number}.txt").touch()
+        with ThreadPoolExecutor(4) as pool:
+            for removed in [pool.submit(remove, tree) for _ in range(4)]:
+                removed.result()
+        assert not tree.exists()
 
 
 # ---------------------------------------------------------------- indexes

@@ -24,6 +24,7 @@ import pytest
 from kedge.exception import ImageBuildError
 from kedge.images import debian, micromamba, overlay, registry
 from kedge.images.builder import Request
+from kedge.images.chamber import Overlay
 from kedge.images.interpreters import own_version
 from kedge.model.spec import ImageStep, LocalFiles
 from tests.images.kit import Site, recipe, step
@@ -276,6 +277,29 @@ def test_a_function_runs_with_the_images_python_its_arguments_and_its_secrets(ro
     text = str(caught.value)
     assert "ValueError: no such model" in text
     assert "calling.py" not in text
+
+
+def test_volumes_are_written_to_beside_the_image(rooted: Site) -> None:
+    tree, upper, work = (str(rooted.home / name) for name in ("tree", "upper", "work"))
+    for directory in (tree, upper, work):
+        os.mkdir(directory)
+    Path(tree, "old").write_text("old")
+    writable = Overlay((tree,), upper, work)
+    built = rooted.build(
+        SLIM,
+        _run("cat /cache/old > /cache/new", "rm /cache/old", "echo kept > /cached"),
+        _run("cat /seen/new > /seen-there", "test ! -e /seen/old", "! touch /seen/more"),
+        _run("test ! -e /only/new", "! touch /only/more"),
+        volumes={
+            "1": {"/cache": writable},
+            "2": {"/seen": Overlay((upper, tree))},
+            "3": {"/only": Overlay((tree,))},
+        },
+    )
+    assert sorted(os.listdir(upper)) == ["new", "old"], "one of them stands for what was removed"
+    assert sorted(os.listdir(tree)) == ["old"]
+    written = [name for layer in built.image.layers[:2] for name in os.listdir(layer)]
+    assert sorted(written) == ["cached", "seen-there"]
 
 
 # ---------------------------------------------------------------- files and Dockerfiles

@@ -1,7 +1,7 @@
 """A cron job that refreshes a file of a volume, and a web app that shows what is there now."""
 
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import modal
@@ -17,7 +17,7 @@ REPORT = Path(VOLUME_DIR, "report.json")
 def refresh():
     volume.reload()
     number = json.loads(REPORT.read_text())["number"] + 1 if REPORT.exists() else 1
-    REPORT.write_text(json.dumps({"number": number, "at": datetime.now(timezone.utc).isoformat()}))
+    REPORT.write_text(json.dumps({"number": number, "at": datetime.now(UTC).isoformat()}))
     volume.commit()
     print(f"refresh {number}")
 

@@ -1,4 +1,4 @@
-"""Weights that are downloaded when the image is built: into the image, and into a volume that builds and functions share."""
+"""Weights that are downloaded when the image is built: into the image, and into a volume."""
 
 import json
 import os

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import modal
 
-PORT = 8000
 tei_image = (
     modal.Image.debian_slim(python_version="3.11")
     .add_local_file(Path(__file__).parent / "engine.py", "/usr/local/bin/text-embeddings-router", copy=True)
@@ -22,15 +21,21 @@ with tei_image.imports():
     from httpx import AsyncClient
 
 
-def spawn_server(model_id: str) -> subprocess.Popen:
-    process = subprocess.Popen(["text-embeddings-router", "--model-id", model_id, "--port", str(PORT)])
+def free_port() -> int:
+    with socket.socket() as found:  # containers of one machine share its ports
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def spawn_server(model_id: str, port: int) -> subprocess.Popen:
+    process = subprocess.Popen(["text-embeddings-router", "--model-id", model_id, "--port", str(port)])
     while True:
         try:
-            socket.create_connection(("127.0.0.1", PORT), timeout=1).close()
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return process
         except (TimeoutError, ConnectionRefusedError):
             if process.poll() is not None:
-                raise RuntimeError(f"the engine exited with {process.returncode}")
+                raise RuntimeError(f"the engine exited with {process.returncode}") from None
 
 
 @app.cls(image=tei_image, gpu="A10G", max_containers=1, retries=3)
@@ -40,8 +45,9 @@ class TextEmbeddingsInference:
 
     @modal.enter()
     def open_connection(self):
-        self.process = spawn_server(self.model_id)
-        self.client = AsyncClient(base_url=f"http://127.0.0.1:{PORT}", timeout=30)
+        port = free_port()
+        self.process = spawn_server(self.model_id, port)
+        self.client = AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30)
 
     @modal.exit()
     def terminate_connection(self):
@@ -51,7 +57,7 @@ class TextEmbeddingsInference:
     async def embed(self, inputs: list[str]) -> dict:
         response = await self.client.post("/embed", json={"inputs": inputs})
         response.raise_for_status()
-        return {**response.json(), "model": self.model_id, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        return {**response.json(), "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
 
 @app.local_entrypoint()
@@ -67,7 +73,7 @@ def main(batches: int = 60):
             json.dumps(
                 {
                     "answers": len(found),
-                    "model": found[0]["model"],
+                    "models": sorted({one["model"] for one in found}),
                     "engines": len({one["engine"] for one in found}),
                     "in_flight_max": max(one["in_flight_max"] for one in found),
                     "devices": sorted({one["visible"] for one in found}),

@@ -98,7 +98,9 @@ class Handler(BaseHTTPRequestHandler):
     def facts(self):
         return {
             "engine": f"{os.environ.get('MODAL_TASK_ID', '')}/{os.getpid()}",
+            "model": model,
             "in_flight_max": in_flight_max,
+            "weights": found,
             "device": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         }
 
@@ -112,7 +114,8 @@ class Server(ThreadingHTTPServer):
 
 
 weights = Path(os.environ.get("HF_HOME", "/root/.cache/huggingface")) / f"{str(model).replace('/', '--')}.safetensors"
-print(f"{Path(sys.argv[0]).name}: {'cached' if weights.exists() else 'downloading'} {model}", flush=True)
+found = "cached" if weights.exists() else "downloaded"
+print(f"{Path(sys.argv[0]).name} {model}: {found}", flush=True)
 if not weights.exists():
     weights.parent.mkdir(parents=True, exist_ok=True)
     weights.write_bytes(b"weights")

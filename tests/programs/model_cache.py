@@ -9,11 +9,7 @@ from pathlib import Path
 import modal
 
 CACHE_DIR = "/cache"
-image = (
-    modal.Image.debian_slim(python_version="3.11")
-    .uv_pip_install("cowsay==6.1")
-    .env({"HF_HUB_CACHE": CACHE_DIR})
-)
+image = modal.Image.debian_slim(python_version="3.11").uv_pip_install("cowsay==6.1").env({"HF_HUB_CACHE": CACHE_DIR})
 app = modal.App("example-model-cache", image=image)
 cache = modal.Volume.from_name("hf-hub-cache", create_if_missing=True)
 

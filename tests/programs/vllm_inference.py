@@ -67,7 +67,9 @@ async def load_test(url: str, requests: int) -> list[dict]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         async with session.get(f"{url}/health", timeout=aiohttp.ClientTimeout(total=5 * MINUTES)) as response:
             assert response.status == 200, f"Failed health check for server at {url}"
-        return await asyncio.gather(*(_send_request(session, url, f"question {n}") for n in range(requests)))
+        return await asyncio.gather(
+            *(_send_request(session, url, f"question {n} " + "and again " * 10) for n in range(requests))
+        )
 
 
 async def _send_request(session, url: str, question: str) -> dict:
@@ -82,16 +84,16 @@ async def _send_request(session, url: str, question: str) -> dict:
             chunk = json.loads(line.removeprefix("data: "))
             assert chunk["object"] == "chat.completion.chunk"
             text += chunk["choices"][0]["delta"].get("content", "")
-    assert text == f"You said: {question} ", text
+    assert text == f"You said: {question}", text
     return chunk
 
 
 @app.local_entrypoint()
-def test(requests: int = 100):
+def main(requests: int = 100):
     answers = load_test.remote(serve.get_web_url(), requests)
     engines: dict[str, dict] = {}
     for answer in answers:
-        seen = engines.setdefault(answer["engine"], {"answers": 0, "in_flight_max": 0, "device": answer["device"]})
+        seen = engines.setdefault(answer["engine"], {**answer, "answers": 0})
         seen["answers"] += 1
         seen["in_flight_max"] = max(seen["in_flight_max"], answer["in_flight_max"])
     print(json.dumps(list(engines.values())))

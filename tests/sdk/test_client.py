@@ -11,6 +11,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -241,6 +242,11 @@ def test_a_server_that_stays_away_fails_what_waits(
     assert [type(error) for error in errors] == [exception.ConnectionError] * 2
     assert "was lost (the peer closed the connection" in str(errors[0])
     assert errors[0] is not errors[1], "each raises an exception of its own"
+    tried = Mock(wraps=client.link()._open)
+    monkeypatch.setattr(client.link(), "_open", tried)
+    with pytest.raises(exception.ConnectionError, match="was lost"):
+        invocation.call(held, (3,), {})
+    assert tried.call_count == 1, "who comes later does not wait as long again"
 
 
 def test_no_reconnect_is_tried_where_it_is_known_to_be_hopeless(plane: FakePlane, client: Client, held: Target) -> None:

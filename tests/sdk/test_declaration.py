@@ -159,6 +159,9 @@ def test_retries_object_and_app_defaults() -> None:
         ({"env": {"A": 1}}, r"A must be a string, not 1 \(int\); write 'A': '1'"),
         ({"env": ["A"]}, r"env must be a dict of strings"),
         ({"env": {"A=B": "1"}}, r"'A=B' cannot be the name of an environment variable"),
+        ({"env": {"A": "x\0y"}}, r"A holds a null character"),
+        ({"env": {"A": "\ud800"}}, r"'A' holds what is no text"),
+        ({"env": {"A": "x" * 131070}}, r"A has 131073 bytes, and the system takes 131072 at most; put what is larger"),
         ({"name": "two words"}, r"name may hold letters, digits, '.', '-' and '_', 64 at most; got 'two words'"),
         ({"image": "debian"}, r"image must be a kedge.Image, such as kedge.Image.debian_slim\(\)"),
         ({"serialized": 1}, r"serialized is True or False"),
@@ -194,8 +197,11 @@ def test_empty_collections_of_them_are_fine() -> None:
 
 
 def test_settings_without_effect_warn() -> None:
-    with pytest.warns(NoEffectWarning, match="block_network=True has no effect yet"):
-        assert declared(block_network=True).block_network
+    with pytest.warns(
+        NoEffectWarning, match="restrict_modal_access=True has no effect yet; code in containers can ask"
+    ):
+        assert declared(restrict_modal_access=True).restrict_modal_access
+    assert declared(block_network=True).block_network
     with pytest.warns(NoEffectWarning, match=r"experimental_options=\{'flash': …\} has no effect"):
         declared(experimental_options={"flash": True})
 

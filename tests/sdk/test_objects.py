@@ -354,5 +354,6 @@ def test_blocking_a_loop_is_warned_of(live: Live) -> None:
     async def block() -> None:
         d["a"] = 1
 
-    with pytest.warns(kedge.exception.AsyncUsageWarning, match=r"d.put\(…\) blocks the running event loop"):
+    with pytest.warns(kedge.exception.AsyncUsageWarning, match=r"d.put\(…\) blocks the running event loop") as told:
         asyncio.run(block())
+    assert told[0].filename == __file__, "at the line that blocks"

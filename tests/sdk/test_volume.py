@@ -41,6 +41,13 @@ def data() -> Volume:
 # ---------------------------------------------------------------- declaring
 
 
+def test_the_old_lookup_needs_no_server_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEDGE_HOME", str(tmp_path))
+    with pytest.warns(DeprecationError, match=r"write Volume.from_name\(…\)"):
+        found = kedge.Volume.lookup("data", create_if_missing=True)
+    assert found.ref_at("/data") == VolumeRef(target="/data", name="data", create=True)
+
+
 def test_a_function_with_volumes() -> None:
     app = kedge.App("app", volumes={"/shared": kedge.Volume.from_name("shared"), "/own": kedge.Volume.from_name("a")})
 
@@ -260,6 +267,8 @@ def test_what_cannot_be_uploaded(harbour: Harbour, tmp_path: Path) -> None:
             batch.put_directory(tmp_path / "none", "/")
         with pytest.raises(InvalidError, match="not 7"):
             batch.put_file(7, "/x")  # type: ignore[arg-type]
+        with pytest.raises(InvalidError, match="its name is not UTF-8; give it another one"):
+            batch.put_file(io.BytesIO(), "/bad\udcff")
         batch.put_file(io.BytesIO(), "/x")
         with pytest.raises(InvalidError, match="was put into this upload before"):
             batch.put_file(io.BytesIO(), "x")

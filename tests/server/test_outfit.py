@@ -27,6 +27,7 @@ from kedge.model.spec import (
     VolumeMount,
     VolumeRef,
 )
+from kedge.server import outfit
 from kedge.server.outfit import Outfitter
 
 ALL = {PROCESS: "", NAMESPACE: "", "bubblewrap": "bwrap is not installed", "oci": "no", "gvisor": "no"}
@@ -116,6 +117,26 @@ def test_with_an_image_it_has_a_root_of_its_own_where_that_can_be_had(tmp_path: 
     assert not {"/usr", "/etc", "/bin", "/proc", "/dev", "/sys"} & set(found.hidden)
 
 
+def test_settings_of_the_machine_that_are_not_for_everybody_are_not_for_containers(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    etc = tmp_path / "etc"
+    modes = {"passwd": 0o644, "shadow": 0o640, "ssh": 0o755, "ssh/host_key": 0o600, "keys": 0o710, "keys/key": 0o644}
+    for name in ("ssh", "keys"):
+        (etc / name).mkdir(parents=True)
+    for name, mode in modes.items():
+        if not (etc / name).is_dir():
+            (etc / name).touch()
+        (etc / name).chmod(mode)
+    (etc / "link").symlink_to("shadow")
+    monkeypatch.setattr(outfit, "_SETTINGS", str(etc))
+    built = function(image=IMAGE)
+    found = outfitter(tmp_path, shelf).isolation(app(built), built, "ct-1", ())
+    covered = {bind.target for bind in found.binds if bind.source == "/dev/null"}
+    assert covered == {str(etc / "shadow"), str(etc / "ssh/host_key")}
+    assert [path for path in found.hidden if path.startswith(str(etc))] == [str(etc / "keys")]
+
+
 def test_its_environment_is_the_images_and_not_the_callers(
     tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +200,15 @@ def test_a_volume_alone_gets_a_namespace_and_shares_the_machines_files(tmp_path:
     found = outfitter(tmp_path, shelf).isolation(app(holder), holder, "ct-1", ())
     assert (found.rung, found.shares_files) == (NAMESPACE, True)
     assert [mount.target for mount in found.volumes] == ["/cache"]
+
+
+def test_without_a_network_it_has_a_namespace_or_is_refused(tmp_path: Path, shelf: Shelf) -> None:
+    spec = function(block_network=True)
+    found = outfitter(tmp_path, shelf).isolation(app(spec), spec, "ct-1", ())
+    assert (found.rung, found.network, found.shares_files) == (NAMESPACE, False, True)
+    without = outfitter(tmp_path, shelf, rungs={**ALL, NAMESPACE: "user namespaces are not allowed"})
+    with pytest.raises(UnavailableError, match=r"block_network=True needs a network of its own.*are not allowed"):
+        without.rung(app(spec), spec)
 
 
 def test_an_app_gets_the_rung_that_it_asks_for_or_is_told_why_not(tmp_path: Path, shelf: Shelf) -> None:

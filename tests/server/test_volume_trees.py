@@ -297,6 +297,16 @@ def test_pipes_and_sockets_are_left_out_and_said(store: Store, writer: Any) -> N
     assert [(left.path, left.why) for left in one.upper.left_out] == [("pipe", "it is a socket, a pipe or a device")]
 
 
+def test_names_that_are_no_text_are_left_out_and_said(store: Store, writer: Any) -> None:
+    volume = store.create("v", "main").id
+    one = writer(volume)
+    os.makedirs(os.fsencode(one.root) + b"/d/bad\xff")
+    (one.root / "d" / "new\nline").write_text("f")
+    one.commit()
+    assert now_in(store, volume) == {"d": None, "d/new\nline": b"f"}
+    assert one.upper.left_out == [("d/bad\\xff", "its name is not UTF-8")]
+
+
 def test_holes_stay_holes(store: Store, writer: Any) -> None:
     volume = store.create("v", "main").id
     one = writer(volume)
@@ -506,7 +516,7 @@ def test_what_was_half_made_is_swept_after_a_while(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- paths
 
 
-@pytest.mark.parametrize("path", ["../x", "a/../../x", "a\0b", "x" * 300, "/".join("a" * 200), 7])
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "a\0b", "x" * 300, "/".join("a" * 200), 7, "half \ud800"])
 def test_paths_that_are_none(path: Any) -> None:
     with pytest.raises(InvalidError):
         volume_trees.clean(path)
@@ -543,3 +553,35 @@ def test_entries_come_in_pages(tmp_path: Path) -> None:
     assert [one.path for one in volume_trees.entries(str(tmp_path), "/a/d")] == ["a/d"]
     assert [one.path for one in volume_trees.entries(str(tmp_path), "a/*")] == ["a/b", "a/d"]
     assert [one.path for one in volume_trees.entries(str(tmp_path), "**/c")] == ["a/b/c"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*", ["a-b", "a1", "e"]),
+        ("a?", ["a1"]),
+        ("a[!1]*", ["a-b"]),
+        ("[z-a]", []),
+        ("[", []),
+        ("a1/**", ["a1/b", "a1/b/c", "a1/b/c.txt"]),
+        ("**/c*", ["a1/b/c", "a1/b/c.txt"]),
+        ("a1/**/**/*.txt", ["a1/b/c.txt"]),
+        ("**/e", ["e"]),
+        ("*/*/*/*", []),
+    ],
+)
+def test_patterns(tmp_path: Path, pattern: str, expected: list[str]) -> None:
+    for path in ("a1/b/c", "a1/b/c.txt", "a-b", "e"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert [one.path for one in volume_trees.entries(str(tmp_path), pattern)] == expected
+
+
+def test_no_pattern_takes_for_ever(tmp_path: Path) -> None:
+    """It would hold the interpreter, and with it the whole server."""
+    deep = tmp_path.joinpath(*["a"] * 60)
+    deep.mkdir(parents=True)
+    (deep / ("a" * 250)).touch()
+    tree = str(tmp_path)
+    assert not list(volume_trees.entries(tree, "**/" + "*a" * 100 + "b"))
+    assert not list(volume_trees.entries(tree, "**/a/" * 40 + "b"))

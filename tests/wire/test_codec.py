@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kedge.model import protocol as p
-from kedge.model.payload import INLINE_LIMIT, Payload, Result
+from kedge.model.payload import INLINE_LIMIT, ErrorInfo, Payload, Result
 from kedge.wire import codec
 from kedge.wire.codec import HEADER_SIZE, MAGIC, FrameDecoder, FrameError, encode, encode_all
 from tests.wire.values import SPOKEN, UNIONS, messages
@@ -60,6 +60,19 @@ def test_fields_that_an_older_peer_does_not_send_have_their_defaults() -> None:
 def test_fields_that_a_newer_peer_adds_are_ignored() -> None:
     body = PACK([["SessionClosed", "bye", "something new", {"deep": [1]}]])
     assert FrameDecoder(p.FromClient).feed(frame(body)) == [BYE]
+
+
+def test_halves_of_surrogate_pairs_travel_as_escapes() -> None:
+    """File names and messages of exceptions may hold them; a peer that gets nothing would wait for ever."""
+    value = {"names": ["a\udcff"], "\udcff": [b"\xff", 1, None]}
+    sent = [p.Reply(1, value, ErrorInfo("ValueError", "\ud800")), p.Reply(2, "plain")]
+    assert read(encode(sent), [], p.ToClient) == (
+        [
+            p.Reply(1, {"names": ["a\\udcff"], "\\udcff": [b"\xff", 1, None]}, ErrorInfo("ValueError", "\\ud800")),
+            p.Reply(2, "plain"),
+        ],
+        "",
+    )
 
 
 def test_a_stream_may_be_cut_anywhere() -> None:

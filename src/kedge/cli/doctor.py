@@ -190,9 +190,9 @@ def _kernel(found: Facts) -> Iterator[Line]:
         yield Line(GOOD if found[key] else BAD, name, means if found[key] else f"not in this kernel: no {means}")
     version = found["landlock"]
     if version >= _OLD_LANDLOCK:
-        yield Line(GOOD, "Landlock", f"version {version}: containers cannot signal what is outside")
+        yield Line(GOOD, "Landlock", f"version {version}: containers cannot reach abstract Unix sockets of the machine")
     elif version:
-        yield Line(PARTLY, "Landlock", f"version {version}: too old to keep signals and sockets apart")
+        yield Line(PARTLY, "Landlock", f"version {version}: too old to keep abstract Unix sockets apart")
     else:
         yield Line(PARTLY, "Landlock", "not in this kernel, or switched off", "boot with lsm=landlock,…")
 

@@ -82,7 +82,7 @@ def image_logs(name: str | None) -> None:
 @click.option("-a", "--all", "everything", is_flag=True, help="Also what was downloaded and no image has any more.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def image_prune(as_json: bool, everything: bool, yes: bool) -> None:
-    """Remove images that no app of a running server has, and that have no name.
+    """Remove images that no running or deployed app has, and that have no name.
 
     What is removed is built again when it is needed, with the same versions of its packages.
 

@@ -18,10 +18,12 @@ from kedge.cli.reference import ImportFailed, Reference
 from kedge.cli.tables import Column, Facts
 from kedge.exception import Error, NotFoundError
 from kedge.images import prune as pruning
+from kedge.images.builder import RUNTIMES
 from kedge.images.store import Store
 from kedge.sdk import config, image_builds, output, runner, server_process
 from kedge.sdk.app import App
 from kedge.sdk.runner import Session
+from kedge.server.register import stored_images
 
 OK, FAILED, NOT_STARTED = 0, 1, 2
 NOTHING = "No image is built. `kedge image build app.py` builds those of an app, and so do run, serve and deploy."
@@ -48,8 +50,9 @@ def show_list(as_json: bool) -> None:
 
 
 def used_by_servers(images: Store) -> set[str]:
-    """Those on which a server of this machine has a lock: apps of it have them."""
-    found = set()
+    """Those that deployed apps have, also while the machine's server is stopped, and those on which a server has a
+    lock: apps of it have them."""
+    found = stored_images(Path(server_process.home()) / "server" / "state.db")
     for built in images.images():
         path = images.turns / built.image.id
         try:
@@ -131,7 +134,9 @@ def show_logs(name: str | None) -> None:
 
 
 def _latest(images: Store) -> Path:
-    found = sorted(images.logs.glob("*.log"), key=lambda path: -path.stat().st_mtime) if images.logs.is_dir() else []
+    logs = images.logs.glob("*.log") if images.logs.is_dir() else ()
+    steps = (path for path in logs if path.stem != RUNTIMES)
+    found = sorted(steps, key=lambda path: -path.stat().st_mtime)
     if not found:
         raise NotFoundError("no image was built on this machine, so there are no logs")
     return found[0]
@@ -142,7 +147,7 @@ def prune(everything: bool, yes: bool, as_json: bool) -> int:
     used = used_by_servers(images)
     named = set(images.named().values())
     unused: list[Facts] = [one for one in pruning.listed(images, used) if not one["used"] and one["id"] not in named]
-    question = f"Remove {plural(len(unused), 'image')} that no app of a running server has?"
+    question = f"Remove {plural(len(unused), 'image')} that no running or deployed app has?"
     if unused and not confirmed(question, yes):
         click.echo("Nothing was removed.", err=True)
         return 1

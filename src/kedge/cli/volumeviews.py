@@ -138,6 +138,8 @@ def _download(volume: Volume, remote: str, local: Path, force: bool) -> int:
     """Gives 1 where something of a directory could not be had."""
     found = volume.listdir(remote, recursive=True)
     base = remote.strip("/")
+    if not found and any(mark in base for mark in "*?["):
+        raise NotFoundError(f"nothing in the volume matches {remote!r}; `kedge volume ls` shows what there is")
     if [entry.path for entry in found] == [base]:
         target = local / base.rpartition("/")[2] if local.is_dir() else local
         _fetch(volume, base, target, force)

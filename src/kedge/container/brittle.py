@@ -106,17 +106,20 @@ def _harmless_places() -> frozenset[tuple[CodeType, int]]:
         beginnings = []
     for function in beginnings:
         steps = dis.get_instructions(function)
-        places.add((function.__code__, next(step.offset for step in steps if step.opname == "RESUME")))
+        # Without RESUME, in Python 3.10, a frame that has not begun stands before its first instruction.
+        places.add((function.__code__, next((step.offset for step in steps if step.opname == "RESUME"), -1)))
     for function in (queue.Queue.put, queue.Queue.get):
         code = function.__code__
-        places.update((code, step.offset) for step in dis.get_instructions(code) if step.opname == "BEFORE_WITH")
+        places.update(
+            (code, step.offset) for step in dis.get_instructions(code) if step.opname in ("BEFORE_WITH", "SETUP_WITH")
+        )
     wait, attribute, waits = threading.Condition.wait.__code__, "", False
     for step in dis.get_instructions(wait):
         if step.opname.startswith("STORE_FAST") and step.argval == "gotit":
             waits = True  # from here on the lock of the condition is given back and taken again, whatever happens
         elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             attribute = step.argval
-        elif step.opname in ("PRECALL", "CALL") and attribute == "acquire" and waits:
+        elif step.opname in ("PRECALL", "CALL", "CALL_METHOD") and attribute == "acquire" and waits:
             places.add((wait, step.offset))
     return frozenset(places)
 

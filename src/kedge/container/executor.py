@@ -311,7 +311,7 @@ class Executor:
         while self._loop_jobs:
             job, start = self._loop_jobs.popleft()
             if start:
-                self.loop.create_task(self._run_task(job), context=self.runner.context())
+                self.runner.start_task(self.loop, self._run_task(job))
             else:
                 job.cancel_task()
         if (self._main_jobs or self.leaving) and self.loop.is_running() and not self.served:

@@ -12,7 +12,7 @@ from typing import Any
 from kedge.container.asgi import App, Message
 from kedge.container.output import say
 from kedge.exception import ExecutionError
-from kedge.sdk.tracebacks import describe, has_user_frame
+from kedge.sdk.tracebacks import add_note, describe, has_user_frame
 
 LAST_WORDS_S = 1.0
 """How long an app that has failed to start may take to raise what it failed by."""
@@ -34,7 +34,6 @@ class Lifespan:
         """The app has taken `lifespan.startup`."""
         self._started = asyncio.Event()
         self._leaving = asyncio.Event()
-        self._stopped = asyncio.Event()
         self._refusal: str | None = None
         """What the app says of why it could not start."""
 
@@ -53,11 +52,8 @@ class Lifespan:
         if self._task is None or self._task.done():
             return
         self._leaving.set()
-        try:
-            async with asyncio.timeout(SHUTDOWN_S):
-                await self._until(self._stopped)
-                await asyncio.wait([self._task])
-        except TimeoutError:
+        await asyncio.wait([self._task], timeout=SHUTDOWN_S)
+        if not self._task.done():
             say(f"the app of {self._name} did not end its lifespan within {SHUTDOWN_S:g} s")
             self._task.cancel()
             return
@@ -92,7 +88,6 @@ class Lifespan:
         elif kind in ("lifespan.shutdown.complete", "lifespan.shutdown.failed") and self._leaving.is_set():
             if kind == "lifespan.shutdown.failed" and message.get("message"):
                 say(f"the app of {self._name} failed at the end of its lifespan: {message['message']}")
-            self._stopped.set()
         else:
             raise RuntimeError(f"{kind!r} was sent during the lifespan of the app, where nothing of that kind belongs")
 
@@ -101,7 +96,7 @@ class Lifespan:
         error = self._task.exception() if self._task.done() and not self._task.cancelled() else None
         if error is None:
             return ExecutionError(f"the app of {self._name} refused to start: {self._refusal or 'it gave no reason'}")
-        error.add_note(f"raised while the app of {self._name} started (lifespan.startup)")
+        add_note(error, f"raised while the app of {self._name} started (lifespan.startup)")
         return error
 
     def _mention(self, task: asyncio.Task[None]) -> None:

@@ -25,7 +25,7 @@ from typing import NoReturn
 
 import msgspec
 
-from kedge.container import brittle, children, inheritance, output, waits
+from kedge.container import brittle, children, inheritance, output, rehearsal, waits
 from kedge.container.control import Control
 from kedge.container.executor import CRASHED, Executor
 from kedge.container.guard import MAIN_SIGNAL, repeat_what_finalizers_drop
@@ -51,6 +51,7 @@ def prepare() -> None:
     """In a fork server, before it loads packages: some keep what they find as `sys.stderr` for ever."""
     output.install()
     brittle.make_sturdy()
+    rehearsal.rehearse()
 
 
 def run(launch: Launch, records: int | None = None) -> NoReturn:
@@ -107,8 +108,9 @@ def _live(launch: Launch) -> int:
     try:
         settle(launch)
         loaded = Loaded(launch, blobs, user_loop)
-        loaded.enter()
         web = WebApps(loaded.service, user_loop, executor)
+        web.claim()
+        loaded.enter()
         with loaded.costs:
             apps = web.open()
         runner = Runner(loaded.service, blobs, user_loop.finish, loaded.prepare, apps)

@@ -49,7 +49,7 @@ class Proxy:
                 f"@kedge.web_server({upstream.port}) needs aiohttp where containers run, and that cannot be imported "
                 f"({error}); install it there, or add it to the image: kedge.Image.debian_slim().pip_install('aiohttp')"
             ) from None
-        self._upstream = upstream
+        self.upstream = upstream
         self._leave = leave
         self._gone = False
         """The server is, and that has been said."""
@@ -107,9 +107,7 @@ class Proxy:
             if isinstance(error, ClientGone):
                 raise
             if begun:
-                raise ExecutionError(
-                    f"the server on port {self._upstream.port} broke its answer off: {error}"
-                ) from None
+                raise ExecutionError(f"the server on port {self.upstream.port} broke its answer off: {error}") from None
             await self._report(error)
             headers = [(b"content-type", b"text/plain; charset=utf-8")]
             await send({"type": "http.response.start", "status": 502, "headers": headers})
@@ -117,14 +115,14 @@ class Proxy:
 
     async def _report(self, error: Exception) -> None:
         """The server has not answered: where it is gone, so should this container be."""
-        port = self._upstream.port
-        if await asyncio.to_thread(self._upstream.accepts):
+        port = self.upstream.port
+        if await asyncio.to_thread(self.upstream.accepts):
             say(f"the server on port {port} has not answered: {error}")
             return
         if self._gone:
             return
         self._gone = True
-        text = f"the server on port {port} is gone{self._upstream.obituary()}"
+        text = f"the server on port {port} is gone{self.upstream.obituary()}"
         say(f"{text}. Another container takes the place of this one")
         self._leave(text)
 
@@ -134,8 +132,8 @@ class Proxy:
         path, prefix = scope["raw_path"].decode("latin-1"), scope["root_path"]
         path = (path[len(prefix) :] if prefix and path.startswith(prefix) else path) or "/"
         query = f"?{scope['query_string'].decode('latin-1')}" if scope["query_string"] else ""
-        host = f"[{self._upstream.host}]" if ":" in self._upstream.host else self._upstream.host
-        return URL(f"http://{host}:{self._upstream.port}{path}{query}", encoded=True)
+        host = f"[{self.upstream.host}]" if ":" in self.upstream.host else self.upstream.host
+        return URL(f"http://{host}:{self.upstream.port}{path}{query}", encoded=True)
 
     # ------------------------------------------------------------ WebSockets
 

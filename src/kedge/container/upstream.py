@@ -42,7 +42,6 @@ class Upstream:
 
     def start(self, launch: Callable[[], object], timeout: float) -> None:
         """Calls `launch`, which starts the server, and waits until that accepts connections."""
-        self._take_port(timeout)
         returned = threading.Event()
         threading.Thread(target=self._hint, args=(returned,), name="kedge port", daemon=True).start()
         try:
@@ -73,7 +72,8 @@ class Upstream:
         dead = _dead_child()
         return f"; {dead[0]} {dead[1]}" if dead[0] else ""
 
-    def _take_port(self, timeout: float) -> None:
+    def take_port(self, timeout: float) -> None:
+        """Waits until the port is free, and makes it ours. Before any code that may start the server."""
         problem, asked_at, told = "", time.monotonic(), False
         for _ in _looks(timeout):
             problem = self._claim_port()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedge.container.asgi import AsgiApp
 from kedge.container.entries import WebApp
@@ -23,9 +23,12 @@ from kedge.model.protocol import ContainerLeaving
 from kedge.model.spec import WebSpec
 from kedge.sdk.service import Service
 
+if TYPE_CHECKING:
+    from kedge.container.proxy import Proxy
+
 
 class WebApps:
-    """`open` comes after the enter hooks, `close` before the exit hooks."""
+    """`claim` comes before the enter hooks, `open` after them, `close` before the exit hooks."""
 
     def __init__(self, service: Service, loop: UserLoop, executor: Executor) -> None:
         self._service = service
@@ -33,7 +36,19 @@ class WebApps:
         self._executor = executor
         self._lifespans: list[Lifespan] = []
         self._has_tasks = any(method.is_async for method in service.spec.methods)
+        self._proxies: dict[str, Proxy] = {}
         self._declared = {method.name: method.web for method in service.spec.methods if method.web is not None}
+
+    def claim(self) -> None:
+        """Takes the ports of all web servers: an enter hook may be what starts them."""
+        for name, web in self._declared.items():
+            if web.port is not None:
+                from kedge.container.proxy import Proxy
+                from kedge.container.upstream import Upstream
+
+                upstream = Upstream(web.port, self._shown(name))
+                self._proxies[name] = Proxy(upstream, lambda reason: self._executor.wish(ContainerLeaving(reason)))
+                upstream.take_port(web.startup_timeout)
 
     def open(self) -> dict[str, WebApp]:
         """The apps by method, ready for requests. What user code raises passes through."""
@@ -55,12 +70,8 @@ class WebApps:
             return endpoint(function, shown, web)
         if web.port is None:
             return _checked(self._loop.finish(function()), shown, web.kind)
-        from kedge.container.proxy import Proxy
-        from kedge.container.upstream import Upstream
-
-        upstream = Upstream(web.port, shown)
-        proxy = Proxy(upstream, lambda reason: self._executor.wish(ContainerLeaving(reason)))
-        upstream.start(lambda: self._loop.finish(function()), web.startup_timeout)
+        proxy = self._proxies[method]
+        proxy.upstream.start(lambda: self._loop.finish(function()), web.startup_timeout)
         return proxy
 
     def _start(self, method: str, app: Any) -> WebApp:

@@ -56,6 +56,18 @@ def _bare_package(name: str, directory: str) -> None:
     sys.modules[name] = package
 
 
+def _own_package(name: str, directory: str) -> None:
+    """Imports `name` from where this file lies: what an image has installed under the name is another version of it."""
+    import importlib.util
+
+    file = os.path.join(directory, "__init__.py")
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[directory])
+    assert spec is not None
+    assert spec.loader is not None
+    package = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+
+
 def main() -> None:
     role, descriptor, path, runner = sys.argv[1:5]
     os.set_inheritable(int(descriptor), False)  # it came through an exec; it goes through no other
@@ -63,13 +75,13 @@ def main() -> None:
     own = library_entries(sys.path)
     sys.path[:] = completed(own, runtime)
     sys.argv[1:] = []
-    if role in (SUPERVISOR, PROBE):
-        _bare_package("kedge", os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        if role == PROBE:
-            from kedge.engines import probe
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    (_bare_package if role in (SUPERVISOR, PROBE) else _own_package)("kedge", package)
+    if role == PROBE:
+        from kedge.engines import probe
 
-            probe.main(int(descriptor), runner)
-            return
+        probe.main(int(descriptor), runner)
+    elif role == SUPERVISOR:
         from kedge.engines import supervisor
 
         supervisor.main(int(descriptor), runtime, runner)

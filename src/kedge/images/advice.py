@@ -42,7 +42,8 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "A package of this name is not known: check its spelling, or name the index that has it with extra_index_url=.",
     ),
     (
-        r"your requirements are unsatisfiable|versions? conflict|are incompatible|ResolutionImpossible|cannot be used",
+        r"your requirements are unsatisfiable|versions? conflict|are incompatible|ResolutionImpossible|"
+        r"cannot be used(?! (multiple|with))",
         "What was asked for contradicts itself, or names a version that does not exist: loosen one of the pins that "
         "are named above, or install the two in images of their own.",
     ),

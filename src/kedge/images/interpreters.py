@@ -19,8 +19,8 @@ from msgspec import Struct
 
 from kedge.exception import InvalidError, NotFoundError
 
-OLDEST = (3, 11)
-"""The container side of kedge needs it."""
+OLDEST = (3, 10)
+"""Of what containers run. kedge itself, outside of them, needs a newer one."""
 ASK_S = 20.0
 
 _UV = re.compile(r"cpython-(\d+\.\d+(?:\.\d+)?)(\+freethreaded)?-.*")

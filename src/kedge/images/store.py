@@ -164,19 +164,26 @@ class Store:
 
 
 def remove(path: Path) -> None:
-    """A whole tree, also one that is read-only."""
+    """A whole tree, also one that is read-only, or that somebody else is removing."""
     if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
+        path.unlink(missing_ok=True)
+    while path.exists():
         try:
-            for directory, _, _ in os.walk(path):
-                if not os.access(directory, os.W_OK):
-                    os.chmod(directory, 0o700)
-            shutil.rmtree(path)
-        except PermissionError:  # files of the users that a build without root has had
-            from kedge.images import overlay
+            _remove_tree(path)
+        except FileNotFoundError:  # somebody else was quicker with a part of it
+            continue
 
-            overlay.remove_tree(path)
+
+def _remove_tree(path: Path) -> None:
+    try:
+        for directory, _, _ in os.walk(path):
+            if not os.access(directory, os.W_OK):
+                os.chmod(directory, 0o700)
+        shutil.rmtree(path)
+    except PermissionError:  # files of the users that a build without root has had
+        from kedge.images import overlay
+
+        overlay.remove_tree(path)
 
 
 def _entries(directory: Path) -> list[Path]:

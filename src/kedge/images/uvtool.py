@@ -138,9 +138,10 @@ def without_index(environ: Mapping[str, str]) -> bool:
 
 
 def local_paths(variables: Mapping[str, str], words: Iterable[str]) -> list[str]:
-    """Files and directories of this machine that a uv command reads: packages, indexes, certificates."""
+    """Files and directories of this machine that a uv command reads: packages, indexes, certificates, constraints."""
     texts = [variables.get("UV_FIND_LINKS", "").replace(",", " "), variables.get("UV_INDEX", "")]
     texts += [variables.get("UV_DEFAULT_INDEX", ""), variables.get("SSL_CERT_FILE", ""), *words]
+    texts += [variables.get(name, "") for name in ("UV_CONSTRAINT", "UV_BUILD_CONSTRAINT", "UV_OVERRIDE")]
     found = [part.removeprefix("file://") for text in texts for part in text.split()]
     return list(dict.fromkeys(path for path in found if path.startswith("/") and os.path.exists(path)))
 

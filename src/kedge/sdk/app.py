@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, dataclass_transform
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from msgspec import structs
 
@@ -27,10 +27,13 @@ from kedge.sdk.image import Image
 from kedge.sdk.later import refuse
 from kedge.sdk.parameters import parameter
 from kedge.sdk.secret import Secret, references
-from kedge.sdk.typed import FunctionDecorator
+from kedge.sdk.typed import FunctionDecorator, dataclass_transform
 from kedge.sdk.usage import keywords_only, where
 from kedge.sdk.volume import Volume
 from kedge.sdk.volume_mounts import references as volumes_at
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,7 +115,7 @@ class App(Deployable):
             vram: MiB of each device's memory, or `"20Gi"`: the rest of it is for others. Alone it means any device.
             cpu: Cores, or a pair (request, limit). Default 0.125.
             memory: MiB or text such as `"16Gi"`, or a pair (request, limit). Default 128 MiB.
-            ephemeral_disk: MiB.
+            ephemeral_disk: MiB that a container may write to files of its own.
             min_containers: Containers that are always kept. Default 0.
             max_containers: Containers at most.
             buffer_containers: Idle containers kept in addition while the function is in use.
@@ -129,8 +132,11 @@ class App(Deployable):
             is_generator: Default: whether it is a generator function.
             serialized: Sends the code by value, so that nested functions and lambdas work.
             single_use_containers: Each container takes one input.
-            enable_memory_snapshot, include_source, nonpreemptible, block_network, restrict_modal_access, i6pn, cloud,
-                region, routing_region: accepted and carried along.
+            block_network: Containers have no network but the way to their server. They run on the rung `namespace` at
+                least.
+            include_source: Whether containers get the source of the program. Default: the app's.
+            enable_memory_snapshot, nonpreemptible, restrict_modal_access, i6pn, cloud, region, routing_region:
+                accepted, without effect.
             experimental_options: `{"preload": ["torch"]}` names modules that a fork server should hold.
             schedule: `kedge.Cron` or `kedge.Period`: while the app is deployed, the function runs by itself at these
                 times, without arguments.

@@ -125,7 +125,7 @@ class AsyncLink:
 
     async def _connect(self) -> AsyncConnection:
         loop = asyncio.get_running_loop()
-        self._first = loop.create_future()
+        first = self._first = loop.create_future()
 
         def make() -> AsyncConnection:
             return AsyncConnection(ToClient, self._received, self._lost)
@@ -137,12 +137,12 @@ class AsyncLink:
             _, connection = await loop.create_unix_connection(make, self._client.address)
         try:
             connection.send(hello(self._client.token))
-            async with asyncio.timeout(HANDSHAKE_S):
-                welcome = welcomed(await self._first, self._client)
-        except TimeoutError:
-            connection.close("no answer")
-            raise ConnectionLost(f"no answer within {HANDSHAKE_S:g} s") from None
+            await asyncio.wait([first], timeout=HANDSHAKE_S)
+            if not first.done():
+                raise ConnectionLost(f"no answer within {HANDSHAKE_S:g} s")
+            welcome = welcomed(first.result(), self._client)
         except BaseException:
+            first.cancel()
             connection.close("refused")
             raise
         self.welcome = welcome

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
@@ -30,6 +30,8 @@ from kedge.sdk.target import NO_LIMITS, Limits
 from kedge.sdk.usage import keywords_only, nearest, old_spelling
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from kedge.sdk.app import App
 
 

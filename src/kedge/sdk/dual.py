@@ -14,6 +14,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from kedge.exception import AsyncUsageWarning
 from kedge.sdk import context
+from kedge.sdk.usage import is_own
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -98,7 +99,9 @@ class Dual(Generic[P, R_co, Q, A_co]):
         return self if instance is None else DualCall(self, instance)
 
     def warn_about_loop(self, instance: Any) -> None:
-        place = sys._getframe(3)
+        level, place = 4, sys._getframe(3)
+        while place.f_back is not None and is_own(place):  # `d[key] = value` is such a call as well
+            level, place = level + 1, place.f_back
         if context.container() is not None:
             # Python forgets what it has warned of whenever somebody changes its filters, as many libraries do.
             if (place.f_code, place.f_lineno) in _told:
@@ -110,7 +113,7 @@ class Dual(Generic[P, R_co, Q, A_co]):
             f"{shown}(…) blocks the running event loop and every task on it; "
             f"write `await {shown}.aio(…)` (or `async for` where it gives many values)",
             AsyncUsageWarning,
-            stacklevel=4,
+            stacklevel=level,
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from msgspec import structs
 
@@ -26,6 +26,8 @@ from kedge.sdk.usage import keywords_only, old_spelling
 P = ParamSpec("P")
 R = TypeVar("R")
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     from kedge.sdk.function_call import FunctionCall

@@ -211,12 +211,11 @@ class FunctionCall(Generic[R_co]):
         link.registry.collect(collector)
         try:
             link.send([collector.request])
-            async with asyncio.timeout(timeout):
-                await link.wait(collector)
-        except TimeoutError:
-            raise TimeoutError(self._unfinished(index, timeout)) from None
+            await link.wait(collector, timeout)
         finally:
             self._forget(link, collector)
+        if not collector.ready:
+            raise TimeoutError(self._unfinished(index, timeout))
         value: R_co = self._value(collector, index, link)
         return value
 

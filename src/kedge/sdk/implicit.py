@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kedge.sdk import options, registry
 from kedge.sdk.parameters import parameter
-from kedge.sdk.typed import FunctionDecorator
+from kedge.sdk.typed import FunctionDecorator, dataclass_transform
 from kedge.sdk.usage import calling_module, keywords_only
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -23,6 +23,8 @@ from kedge.sdk.dual import Dual
 from kedge.sdk.usage import nearest
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from kedge.model.protocol import FunctionRequested
 
 FUNCTION, CLASS = "function", "class"

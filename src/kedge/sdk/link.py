@@ -278,15 +278,14 @@ class Link:
         self._connection.close()
         now = time.monotonic()
         self._lost_at = self._lost_at or now
-        give_up = self._lost_at + RECONNECT_S
-        delay = FIRST_RETRY_S
+        give_up = self._lost_at + RECONNECT_S  # who comes after that has one try, and does not wait as long again
+        delay, tried = FIRST_RETRY_S, False
         while True:
             if self._closed:  # by another thread, and the server was quicker than that one
                 self.registry.fail(_closed_here)
                 return
             hopeless = self._client.lost()
-            if hopeless or time.monotonic() > give_up:
-                self._lost_at = None
+            if hopeless or (tried and time.monotonic() > give_up):
                 waited = hopeless or f"it could not be reached again for {RECONNECT_S:g} s"
                 text = f"the kedge server at {self._client.address} was lost ({reason}): {waited}"
                 self.registry.fail(functools.partial(exception.ConnectionError, text))
@@ -303,6 +302,7 @@ class Link:
                 return
             except (OSError, ConnectionLost, exception.AuthError) as error:
                 reason = f"{reason}; {error}" if delay == FIRST_RETRY_S else reason
+            tried = True
             time.sleep(delay)
             delay = min(delay * 2, LONGEST_RETRY_S)
 

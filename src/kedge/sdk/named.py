@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Coroutine
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
 
 from msgspec import Struct
 
@@ -20,6 +20,8 @@ from kedge.sdk import config, validation
 from kedge.sdk.dual import Dual, StaticDual
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from kedge.sdk.blobs import BlobStore
     from kedge.sdk.client import Client
 
@@ -43,7 +45,7 @@ class Place(NamedTuple):
     """Where large values go; None where frames carry everything."""
 
 
-class Question(NamedTuple, Generic[R]):
+class Question(Struct, Generic[R]):
     """One request, and what its answer means."""
 
     ask: Callable[[int], Any]

@@ -317,11 +317,12 @@ def check_concurrency_limit(owner: str, spec: FunctionSpec) -> None:
 def warn_without_effect(owner: str, spec: FunctionSpec) -> None:
     """Warns about settings that protect something and cannot be honoured yet, and once about those that mean nothing on
     a machine of one's own."""
-    for key in ("block_network", "restrict_modal_access"):
-        if getattr(spec, key):
-            warn(
-                f"{owner}: {key}=True has no effect yet; containers are not isolated from the network", NoEffectWarning
-            )
+    if spec.restrict_modal_access:
+        warn(
+            f"{owner}: restrict_modal_access=True has no effect yet; code in containers can ask their server for "
+            "whatever programs can",
+            NoEffectWarning,
+        )
     for keys, meaning in _WITHOUT_MEANING.items():
         given = [key for key in keys if getattr(spec, key)]
         if given and keys not in _said:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from kedge.sdk import recipe
 from kedge.sdk.secret import Secret
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from kedge.sdk.recipe import Path
 
 

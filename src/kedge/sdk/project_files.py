@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +87,8 @@ def uv_project(what: str, directory: str, frozen: bool) -> dict[str, str]:
 
 def _members(what: str, directory: str, project: str) -> list[str]:
     """The pyproject.toml of each member of a workspace."""
+    import tomllib  # a container of Python 3.10 imports this module, and has no tomllib
+
     try:
         with open(project, "rb") as file:
             declared: dict[str, Any] = tomllib.load(file)

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,7 @@ from kedge.sdk import context, validation
 
 if TYPE_CHECKING:
     from pathlib import PurePath
+    from typing import Self
 
     Path = str | PurePath
 

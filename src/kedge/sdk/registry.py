@@ -35,6 +35,13 @@ def find(module: str, name: str, app_name: str = "") -> Handle | None:
     return found[-1] if found else None
 
 
+def forget(module: str) -> None:
+    """As if the module had never declared anything."""
+    for key in [key for key in _handles if key[0] == module]:
+        del _handles[key]
+    _implicit_apps.pop(module, None)
+
+
 def names_in(module: str) -> list[str]:
     return sorted(name for owner, name in _handles if owner == module)
 

@@ -405,5 +405,5 @@ def _stand_in(error: ErrorInfo, status: str, what: str) -> Exception:
             f"cannot be rebuilt in this process){remote}"
         )
     for note in error.notes:
-        stand_in.add_note(note)
+        tracebacks.add_note(stand_in, note)
     return stand_in

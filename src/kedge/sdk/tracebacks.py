@@ -7,12 +7,14 @@ ordinary traceback leads from the call to the line that failed; their file names
 
 from __future__ import annotations
 
+import builtins
 import linecache
 import os
 import sys
 import traceback
 from collections.abc import Iterable
 from types import CodeType, FrameType, TracebackType
+from typing import Any
 
 REMOTE = "remote:"
 """Begins the file name of every frame that ran in a container."""
@@ -32,6 +34,9 @@ _CARRIERS = tuple(
 )
 """Standard library files through which a runtime reaches user code: dropped before the first user frame."""
 _TEMPLATE: CodeType = compile("_getframe()", REMOTE, "eval")
+# Containers may run Python 3.10, which has neither groups nor qualified names of code.
+_GROUP = getattr(builtins, "BaseExceptionGroup", ())
+_NAMES = [field for field in ("co_name", "co_qualname") if hasattr(_TEMPLATE, field)]
 
 
 def describe(error: BaseException) -> tuple[str, tuple[Frame, ...]]:
@@ -43,6 +48,11 @@ def describe(error: BaseException) -> tuple[str, tuple[Frame, ...]]:
     if len(frames) > FRAME_LIMIT:
         frames = frames[: FRAME_LIMIT // 2] + frames[-FRAME_LIMIT // 2 :]
     return shorten(text, TEXT_LIMIT), tuple(frames)
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """`error.add_note(note)`, which Python 3.10 does not have."""
+    error.__notes__ = [*getattr(error, "__notes__", ()), note]
 
 
 def shorten(text: str, limit: int) -> str:
@@ -86,7 +96,7 @@ def attach(error: BaseException, frames: Iterable[Frame], text: str) -> None:
     error.__traceback__ = build(frames)
     # Before the last header stand the causes, and the sentence that links them to this one.
     chain = text.rpartition(_HEADER)[0].rstrip().rpartition("\n\n")[0]
-    if isinstance(error, BaseExceptionGroup):
+    if isinstance(error, _GROUP):
         chain = text.rstrip()
     if chain and error.__cause__ is None:
         error.__cause__ = RemoteCause(chain)
@@ -122,7 +132,8 @@ def _keep_user_frames(summary: traceback.TracebackException, seen: set[int]) -> 
 
 
 def _frame(filename: str, line: int, name: str) -> FrameType:
-    code = _TEMPLATE.replace(co_filename=filename, co_name=name, co_qualname=name, co_firstlineno=max(line, 1))
+    names: dict[str, Any] = dict.fromkeys(_NAMES, name)
+    code = _TEMPLATE.replace(co_filename=filename, co_firstlineno=max(line, 1), **names)
     frame = eval(code, {"_getframe": sys._getframe, "__name__": "remote"})
     assert isinstance(frame, FrameType)
     return frame

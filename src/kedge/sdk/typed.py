@@ -9,7 +9,15 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
+    from typing import dataclass_transform as dataclass_transform
+
     from kedge.sdk.function import Function
+else:
+
+    def dataclass_transform(**_: Any) -> Callable[[Any], Any]:
+        """For type checkers only, and Python 3.10 has none."""
+        return lambda decorator: decorator
+
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -86,7 +86,7 @@ def warn(message: str, category: type[Warning]) -> None:
     if here is not None and here.control is None:
         return
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and _is_own(frame):
+    while frame.f_back is not None and is_own(frame):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 
@@ -94,12 +94,13 @@ def warn(message: str, category: type[Warning]) -> None:
 def calling_module() -> str:
     """Name of the module of the nearest line outside kedge."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and _is_own(frame):
+    while frame.f_back is not None and is_own(frame):
         frame = frame.f_back
     return str(frame.f_globals.get("__name__", "__main__"))
 
 
-def _is_own(frame: FrameType) -> bool:
+def is_own(frame: FrameType) -> bool:
+    """Whether it runs code of kedge."""
     return frame.f_code.co_filename.startswith(_PACKAGE)
 
 

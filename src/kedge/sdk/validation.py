@@ -23,6 +23,9 @@ _UNITS = {
     "t": 1000**4, "tb": 1000**4, "ti": 1024**4, "tib": 1024**4,
 }  # fmt: skip
 
+VARIABLE_LIMIT = 128 * 1024
+"""Bytes of one environment variable, with its name: no Linux process can be given more."""
+
 
 def whole_number(what: str, value: Any, *, least: int = 0, most: int | None = None) -> int:
     """`value` where it is an int (not a bool) within the bounds."""
@@ -91,6 +94,17 @@ def environment(what: str, value: Any) -> tuple[tuple[str, str], ...]:
             continue
         if not isinstance(item, str):
             raise InvalidError(f"{what}: {key} must be a string, not {_shown(item)}; write {key!r}: {str(item)!r}")
+        if "\0" in item:
+            raise InvalidError(f"{what}: {key} holds a null character, which no variable can")
+        try:
+            size = len(f"{key}={item}".encode()) + 1
+        except UnicodeEncodeError:
+            raise InvalidError(f"{what}: {key!r} holds what is no text: half of a surrogate pair") from None
+        if size > VARIABLE_LIMIT:
+            raise InvalidError(
+                f"{what}: {key} has {size} bytes, and the system takes {VARIABLE_LIMIT} at most; put what is larger "
+                "into a file (Image.add_local_file) or a kedge.Volume"
+            )
         pairs.append((key, item))
     return tuple(sorted(pairs))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from functools import partial
 from pathlib import PurePath
@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from msgspec import Struct
 
-from kedge.exception import AlreadyExistsError, ExecutionError, InvalidError, NotFoundError
+from kedge.exception import AlreadyExistsError, ConnectionError, ExecutionError, InvalidError, NotFoundError
 from kedge.model.protocol import (
     VolumeChanged,
     VolumeCommitted,
@@ -356,9 +356,13 @@ def _lookup(
     create_if_missing: bool = False,
     version: int | None = None,
 ) -> Volume:
-    """An old spelling of `Volume.from_name(…).hydrate()`."""
+    """An old spelling of `Volume.from_name(…).hydrate()`. Where there is no server yet, it is looked up when used:
+    programs say this at their top, and their server may start with the app."""
     old_spelling("Volume.lookup(…)", "Volume.from_name(…)")
-    return Volume.from_name(name, environment_name=environment_name, create_if_missing=create_if_missing)._hydrate()
+    found = Volume.from_name(name, environment_name=environment_name, create_if_missing=create_if_missing)
+    with suppress(ConnectionError):
+        found._hydrate()
+    return found
 
 
 def _delete(name: str, client: Any = None, environment_name: str | None = None, *, allow_missing: bool = False) -> None:

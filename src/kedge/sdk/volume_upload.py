@@ -81,6 +81,12 @@ class BatchUpload:
 
     def _add(self, remote: str, source: str | IO[bytes], mode: int | None) -> None:
         path = "/".join(name for name in remote.split("/") if name not in ("", "."))
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise InvalidError(
+                f"{remote!r} cannot be put into a volume: its name is not UTF-8; give it another one"
+            ) from None
         if path in self._files:
             raise InvalidError(f"{remote!r} was put into this upload before; give one of the two another path")
         self._files[path] = source, mode

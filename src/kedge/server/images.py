@@ -155,7 +155,10 @@ class Images:
     async def open(self) -> None:
         """What containers of the images here need besides: another version of kedge makes it anew. Where that takes
         long, it goes on by itself, and its images are not there until then."""
-        await asyncio.to_thread(prune.sweep, self.store)
+        try:
+            await asyncio.to_thread(prune.sweep, self.store)
+        except OSError as error:  # what is left over takes room, and is in nobody's way
+            log.warning("what builds have left behind cannot be removed: %s", error)
         if missing := self._versions_without_runtime():
             request = Request(home=str(self._home), image=ImageSpec(), runtimes=missing, timeout=timeout_of(os.environ))
             build = self._builds["runtimes"] = Build("runtimes", request.image)

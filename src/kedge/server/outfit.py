@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -67,7 +68,8 @@ _SHOWN = frozenset(("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "et
 """Directories of the machine's root that hold programs. Everything else in it belongs to somebody, and is hidden."""
 _MADE = frozenset(("proc", "sys", "dev", "lost+found"))
 """Directories that the engine provides."""
-_PRIVATE_FILES = ("/etc/shadow", "/etc/gshadow", "/etc/shadow-", "/etc/gshadow-", "/etc/sudoers")
+_SETTINGS = "/etc"
+"""Of the machine. What in it is not for everybody (hashes of passwords, keys of its services) is not for containers."""
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
 _SHARED_TARGETS = frozenset(("/", HOME, "/home", "/tmp", "/usr", "/etc", "/opt", "/var", "/mnt", "/srv"))
 """Directories under which files are added one by one: what is there as well must stay."""
@@ -170,12 +172,16 @@ class Outfitter:
                     "what can"
                 )
             rung = wanted
-        elif (spec.image.id or spec.volumes) and not self.rungs.get(NAMESPACE, "unknown"):
+        elif (spec.image.id or spec.volumes or spec.block_network) and not self.rungs.get(NAMESPACE, "unknown"):
             rung = NAMESPACE
         else:
             rung = PROCESS
+        why = self.rungs.get(NAMESPACE, "") or f"isolation {PROCESS!r} was asked for"
+        if rung == PROCESS and spec.block_network:
+            raise UnavailableError(
+                f"{spec.name}: block_network=True needs a network of its own, from isolation {NAMESPACE!r} on: {why}"
+            )
         if rung == PROCESS and (what := self._needs_files(spec)):
-            why = self.rungs.get(NAMESPACE, "") or f"isolation {PROCESS!r} was asked for"
             raise UnavailableError(
                 f"{spec.name}: {what} needs a file system of its own, from isolation {NAMESPACE!r} on: {why}"
             )
@@ -315,8 +321,8 @@ class Outfitter:
     def _binds(self, app: AppSpec, spec: FunctionSpec, built: BuiltImage, gpu: bool) -> Iterable[Bind]:
         for source in (*built.visible, *_runtime_places(built.runtime)):
             yield Bind(source, source)
-        for path in _PRIVATE_FILES:
-            if not built.layers and os.path.exists(path):
+        if not built.layers:
+            for path in _private(_SETTINGS)[0]:
                 yield Bind("/dev/null", path)
         yield from _network_files(bool(built.layers))
         blobs = self._state / "blobs"
@@ -336,6 +342,7 @@ class Outfitter:
         if own_root:
             return ("/tmp", "/run", "/var/tmp")
         found = [f"/{name}" for name in _top_level() if name not in _SHOWN and name not in _MADE]
+        found += _private(_SETTINGS)[1]
         if self._home and self._home.split("/")[1] in _SHOWN:
             found.append(self._home)
         return tuple(sorted(found))
@@ -344,6 +351,26 @@ class Outfitter:
 def _top_level() -> list[str]:
     with os.scandir("/") as entries:
         return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+@functools.lru_cache(maxsize=4)
+def _private(root: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What below a directory not everybody may read: files, and directories that not everybody may enter."""
+    files: list[str] = []
+    directories: list[str] = []
+    for here, below, names in os.walk(root):
+        for name in [*below, *names]:
+            path = os.path.join(here, name)
+            try:
+                mode = os.lstat(path).st_mode
+            except OSError:  # it has gone
+                continue
+            if stat.S_ISREG(mode) and not mode & stat.S_IROTH:
+                files.append(path)
+            elif stat.S_ISDIR(mode) and not mode & stat.S_IXOTH:
+                directories.append(path)
+                below.remove(name)
+    return tuple(sorted(files)), tuple(sorted(directories))
 
 
 @functools.lru_cache(maxsize=64)

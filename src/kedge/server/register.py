@@ -7,14 +7,17 @@ keeps its history. Specs are kept for as long as the plane knows the version.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
+from kedge.exception import ServiceError
 from kedge.model.ids import deployment_id
 from kedge.model.protocol import DeploymentChanged
 from kedge.model.spec import AppSpec, Variant
@@ -231,6 +234,20 @@ class Register:
             changes.append(DeploymentChanged(id, spec.environment_name, spec.name, spec.app, 1))
         variants = [msgspec.msgpack.decode(row[0], type=Variant) for row in tx.execute("SELECT variant FROM variants")]
         return Names(list(apps.values()), changes, variants)
+
+
+def stored_images(path: Path) -> set[str]:
+    """Images of the apps that a server's database remembers, whether it runs or not: those of deployed versions, also
+    the earlier ones that a rollback may bring back."""
+    if not path.exists():
+        return set()
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            rows = database.execute("SELECT app, spec FROM apps").fetchall()
+    except sqlite3.Error as error:
+        raise ServiceError(f"{path} says which images deployed apps have, and cannot be read: {error}") from None
+    specs = [spec for spec in (_decoded(app, blob) for app, blob in rows) if spec is not None]
+    return {function.image.id for spec in specs if not spec.ephemeral for function in spec.functions} - {""}
 
 
 def served_id(spec: AppSpec) -> str:

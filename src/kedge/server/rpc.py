@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
+from kedge.server import peers
 from kedge.server.door import refusal
 from kedge.server.driver import Driver
 from kedge.server.launches import Launches
@@ -146,7 +147,9 @@ class Rpc:
             self._welcome_container(connection, first, messages[1:])
         elif first.role == p.CLIENT:
             self._sessions += 1
-            self._admit(connection, f"se-{self._sessions}", self._from_client, messages[1:])
+            apart = peers.is_inside(peers.process_of(connection.peer_socket))
+            listener = self._from_inside if apart else self._from_client
+            self._admit(connection, f"se-{self._sessions}", listener, messages[1:])
         else:
             self._refuse(connection, f"unknown role {first.role[:MAX_QUOTE]!r}: it must be client or container")
 
@@ -198,6 +201,17 @@ class Rpc:
                 self._refuse(connection, f"a client does not send {kind.__name__}")
                 break
         driver.flush_all()
+
+    def _from_inside(self, connection: AsyncConnection, messages: list[Any]) -> None:
+        """From code that runs in a container, and is kept apart."""
+        granted = []
+        for message in messages:
+            if reason := peers.refusal(message):
+                error = ErrorInfo("PermissionDeniedError", reason)
+                self._driver.send(connection.context, p.Reply(message.request, None, error))
+            else:
+                granted.append(message)
+        self._from_client(connection, granted)
 
     def _from_container(self, connection: AsyncConnection, messages: list[Any]) -> None:
         container, driver = connection.context, self._driver

@@ -274,7 +274,7 @@ class Store:
         if self._blobs.is_dir():
             for path in self._blobs.iterdir():
                 try:
-                    if path.stat().st_mtime < before:
+                    if path.lstat().st_mtime < before:  # code in containers can make links here
                         old.append(path.name)
                 except FileNotFoundError:
                     pass  # its reader has removed it meanwhile

@@ -9,6 +9,7 @@ Plain functions on directories: no event loop, no locks.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ LINKS_LIMIT = 40
 
 FILE, DIRECTORY, LINK = "file", "directory", "link"
 _GLOB = re.compile(r"[*?\[]")
+_NEVER = re.compile(r"(?!)")
 
 
 class Put(Struct, frozen=True):
@@ -79,9 +81,9 @@ def clean(path: Any, what: str = "the path") -> str:
     if ".." in names:
         raise InvalidError(f"{what} {shown} leads out of the volume; write it from the volume's root, without '..'")
     try:
-        sizes = [len(name.encode("utf-8", "surrogateescape")) for name in names]
+        sizes = [len(name.encode()) for name in names]
     except UnicodeEncodeError:
-        raise InvalidError(f"{what} {shown} holds characters that no file system takes") from None
+        raise InvalidError(f"{what} {shown} holds what is no text: half of a surrogate pair") from None
     if sum(sizes) + len(sizes) > PATH_LIMIT or len(names) > DEPTH_LIMIT or max(sizes, default=0) > NAME_LIMIT:
         raise InvalidError(
             f"{what} {shown}… is too long: at most {PATH_LIMIT} bytes, {NAME_LIMIT} for each name, {DEPTH_LIMIT} names"
@@ -163,7 +165,7 @@ def _kind(mode: int) -> str:
 def entries(tree: str, path: str = "", recursive: bool = False, after: str = "") -> Iterator[Entry]:
     """What is in a directory, or the one file at `path`, in the order of their paths, from behind `after` on.
     A pattern (`logs/*.txt`) gives what matches it; its `*` stands for any characters of one name."""
-    if _GLOB.search(path):
+    if _GLOB.search(path) and not kind_of(tree, clean(path)):  # else it is a name, such as pages/[id]
         yield from _matching(tree, clean(path), after)
         return
     root = locate(tree, path)
@@ -198,22 +200,41 @@ def _order(path: str) -> list[str]:
 
 
 def _matching(tree: str, pattern: str, after: str) -> Iterator[Entry]:
-    expression = re.compile("".join(_translated(part) for part in re.split(r"(\*\*/?|\*|\?|\[[^\]/]*\])", pattern)))
     fixed = pattern[: _GLOB.search(pattern).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    names = pattern.split("/")
+    if names[-1] == "**":
+        names.append("*")  # what is below, not what it is below of
+    parts = [None if name == "**" else re.compile(fnmatch.translate(name)) for name in names]
     try:
         found = entries(tree, fixed, recursive=True, after=after)
-        yield from (entry for entry in found if expression.fullmatch(entry.path))
+        yield from (entry for entry in found if _fits(parts, entry.path.split("/")))
     except NotFoundError:
         return
 
 
-def _translated(part: str) -> str:
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    if part in known:
-        return known[part]
-    if part.startswith("[") and part.endswith("]") and len(part) > 2:
-        return f"[{'^' if part[1] == '!' else ''}{re.escape(part[1:-1].lstrip('!')).replace(re.escape('-'), '-')}]"
-    return re.escape(part)
+def _fits(parts: list[re.Pattern[str] | None], names: list[str]) -> bool:
+    """Whether names match a pattern, in which None stands for any number of them. It takes steps in proportion to the
+    length of both: one expression for the whole path can take years."""
+    places = _further(parts, {0})
+    for name in names:
+        ahead = set()
+        for place in places:
+            part = parts[place] if place < len(parts) else _NEVER
+            if part is None:
+                ahead.add(place)
+            elif part.match(name):
+                ahead.add(place + 1)
+        places = _further(parts, ahead)
+    return len(parts) in places
+
+
+def _further(parts: list[re.Pattern[str] | None], places: set[int]) -> set[int]:
+    found = set(places)
+    for place in places:
+        while place < len(parts) and parts[place] is None:
+            place += 1
+            found.add(place)
+    return found
 
 
 def _entry(path: str, facts: os.stat_result) -> Entry:

@@ -124,6 +124,9 @@ class Upper:
             names = sorted(entry.name for entry in entries)
         for name in names:
             path = f"{prefix}{name}"
+            if not _is_text(name):
+                self.left_out.append(LeftOut(_shown(path), "its name is not UTF-8"))
+                continue
             try:
                 facts = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
             except FileNotFoundError:
@@ -297,6 +300,19 @@ def _copy_range(source: int, target: int, start: int, end: int) -> None:
         if not done:
             return  # it has become shorter
         start += done
+
+
+def _is_text(name: str) -> bool:
+    """Whether programs in every language, and the terminal, can say this name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(path: str) -> str:
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _mark(kind: str, facts: os.stat_result) -> Mark:

@@ -45,13 +45,28 @@ class FrameError(Exception):
 def encode(messages: list[Any]) -> bytes:
     """One frame that carries `messages`; FrameError where they are too much for one."""
     buffer = bytearray(HEADER_SIZE)
-    _encoder.encode_into(messages, buffer, HEADER_SIZE)
+    try:
+        _encoder.encode_into(messages, buffer, HEADER_SIZE)
+    except UnicodeEncodeError:  # file names and other people's texts may hold halves of surrogate pairs
+        plain = msgspec.to_builtins(messages, builtin_types=(bytes, bytearray, memoryview))
+        _encoder.encode_into(_writable(plain), buffer, HEADER_SIZE)
     size = len(buffer) - HEADER_SIZE
     if size > MAX_FRAME:
         raise FrameError(f"a frame of {size} bytes was about to be sent; the limit is {MAX_FRAME}")
     buffer[: len(MAGIC)] = MAGIC
     buffer[len(MAGIC) : HEADER_SIZE] = size.to_bytes(4, "little")
     return bytes(buffer)
+
+
+def _writable(value: Any) -> Any:
+    """The same, with escapes in the place of what is no character."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_writable(key): _writable(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_writable(each) for each in value]
+    return value
 
 
 def encode_all(messages: list[Any]) -> Iterator[bytes]:

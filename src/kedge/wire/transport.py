@@ -217,6 +217,11 @@ class AsyncConnection(asyncio.Protocol):
         return str(name[0]) if isinstance(name, tuple) else ""
 
     @property
+    def peer_socket(self) -> Any:
+        """For looking at it; None where it is closed."""
+        return self._transport.get_extra_info("socket") if self._transport is not None else None
+
+    @property
     def unread(self) -> int:
         """Bytes that wait for the peer to read."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
