@@ -79,6 +79,27 @@ def test_a_refusal_is_passed_on(plane: FakePlane) -> None:
         asyncio.run(refused())
 
 
+def test_a_server_that_never_answers_is_given_up(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kedge.sdk.async_link.HANDSHAKE_S", 0.05)
+    address = f"{tmp_path}/mute.sock"
+
+    async def unanswered() -> None:
+        gone = asyncio.Event()
+
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+            gone.set()
+
+        server = await asyncio.start_unix_server(listen, address)
+        with pytest.raises(exception.ConnectionError, match=r"no answer within 0\.05 s"):
+            await Client(address).async_link()
+        await asyncio.wait_for(gone.wait(), 10)
+        server.close()
+
+    asyncio.run(unanswered())
+
+
 def test_without_an_app_or_a_server_the_error_says_what_to_do(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEDGE_HOME", str(tmp_path))
     monkeypatch.delenv("KEDGE_SERVER", raising=False)

@@ -101,6 +101,8 @@ def test_import_modal_means_kedge_and_makes_no_second_copy() -> None:
     for name in alias.SUBMODULES:
         __import__(f"modal.{name}")
         assert sys.modules[f"modal.{name}"] is sys.modules[alias.SUBMODULES[name]]
+    for name in ("App", "Cls", "Dict", "Image", "Queue", "Secret", "Volume"):
+        assert getattr(sys.modules[f"modal.{name.lower()}"], name) is getattr(kedge, name)
     with pytest.raises(ModuleNotFoundError, match=r"modal.nothing has no counterpart in kedge"):
         import modal.nothing  # type: ignore[import-not-found]
 

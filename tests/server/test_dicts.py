@@ -147,10 +147,14 @@ async def test_limits_and_lies(tmp_path: Path) -> None:
     async with running(tmp_path) as shell:
         peer = await shell.client()
         id = await made(peer)
+        (tmp_path / "blobs" / "adirectory").mkdir(parents=True)
+        (tmp_path / "blobs" / "alink").symlink_to("/etc/passwd")
         for entry, text in (
             ((b"k" * (dicts.MAX_KEY + 1), Payload()), "a key of 4097 bytes is too large for a dict; at most 4096"),
             ((b"k", Payload(blob="a", size=dicts.MAX_VALUE + 1)), "too large for a dict; at most 104857600"),
             ((b"k", Payload(blob="nothere", size=9)), "the file of a value (9 bytes) is gone; put it again"),
+            ((b"k", Payload(blob="adirectory", size=9)), "the file of a value (9 bytes) is gone; put it again"),
+            ((b"k", Payload(blob="alink", size=9)), "the file of a value (9 bytes) is gone; put it again"),
         ):
             entries = [(b"a", Payload()), entry]
             reply = await peer.ask(lambda n, entries=entries: p.EntriesChanged(n, id, f"t-{n}", entries))  # type: ignore[misc]

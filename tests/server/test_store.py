@@ -110,6 +110,17 @@ async def test_many_that_wait_share_few_transactions(tmp_path: Path) -> None:
 
 
 @on_loop
+async def test_what_fails_after_a_write_keeps_nobody_from_writing(tmp_path: Path) -> None:
+    with opened(tmp_path, Clock()) as store:
+
+        def fail() -> None:
+            raise IsADirectoryError("what was to be removed")
+
+        store.writer.put(lambda tx: tx.committed.append(fail))
+        assert await asyncio.wait_for(store.writer.ask(lambda tx: 7), 30) == 7
+
+
+@on_loop
 async def test_inputs_that_are_sent_again_are_stored_once(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         assert await accepted(store, spawned("a", "b")) is None
@@ -202,6 +213,8 @@ async def test_files_that_nobody_refers_to_go_after_seven_days(tmp_path: Path) -
     for path in (orphan, argument):
         os.utime(path, (clock.now, clock.now))
     os.utime(young, (clock.now + LIFETIME_S, clock.now + LIFETIME_S))
+    loop = tmp_path / "blobs" / "loop"
+    loop.symlink_to("loop")
     with opened(tmp_path, clock) as store:
         await accepted(store, p.InputsSubmitted("fc-1", "fu-1", 0, [Payload(blob="arg1", size=5)], durable=True))
         clock.now += LIFETIME_S + 1

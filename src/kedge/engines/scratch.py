@@ -8,9 +8,9 @@ soon as the container has ended.
 from __future__ import annotations
 
 import os
-import shutil
-import stat
 from collections.abc import Callable
+
+from kedge.wire.removal import remove
 
 OWNER = "owner"
 VOLUMES = "volumes"
@@ -41,7 +41,7 @@ def clear(path: str) -> None:
         return
     for name in names:
         if name != VOLUMES:
-            _remove(os.path.join(path, name))
+            remove(os.path.join(path, name))
     try:
         os.rmdir(path)
     except OSError:  # volumes are still there
@@ -76,23 +76,3 @@ def _identity(process: int) -> str:
             return f"{process} {born} {file.read().strip()}"
     except OSError:
         return ""
-
-
-def _remove(path: str) -> None:
-    """With what is locked against its own owner: an overlay's work directory has no rights at all."""
-    if os.path.islink(path) or not os.path.isdir(path):
-        try:
-            os.unlink(path)
-        except OSError:
-            pass
-        return
-    shutil.rmtree(path, ignore_errors=True)
-    if os.path.exists(path):
-        for directory, names, _ in os.walk(path):
-            for name in (directory, *(os.path.join(directory, each) for each in names)):
-                try:
-                    if not os.path.islink(name):
-                        os.chmod(name, stat.S_IRWXU)
-                except OSError:
-                    pass
-        shutil.rmtree(path, ignore_errors=True)

@@ -13,14 +13,17 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kedge import _version
 from kedge.exception import ImageBuildError
 from kedge.images import bytecode, interpreters, trees, uvtool
 from kedge.images.running import CommandFailed, Runner, inherited
 from kedge.images.store import Store, remove
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 NEEDED = ("msgspec", "cloudpickle")
 WANTED = ("uvloop", "aiohttp")
@@ -89,6 +92,9 @@ def _fetch(store: Store, version: str, python: str, runner: Runner, target: Path
     for packages in ((*NEEDED, *WANTED), NEEDED):
         try:
             runner.run([*words, *packages], variables, "/", shown=f"uv pip install {' '.join(packages)}")
+            # The packages of an image are its own: what lists them finds none of these.
+            for path in (*target.glob("*.dist-info"), target / "bin", target / ".lock"):
+                remove(path)
             return
         except CommandFailed as error:
             failed = error
@@ -125,6 +131,8 @@ def _own_digest() -> str:
 
 def _own_distributions() -> list[Distribution]:
     """Those packages and what they need, as far as they are installed here."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
     found: dict[str, Distribution] = {}
     waiting = [*NEEDED, *WANTED]
     while waiting:

@@ -8,7 +8,6 @@ anywhere but its environment.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, TypeAlias
@@ -31,7 +30,7 @@ _Found: TypeAlias = "list[Secret]"
 
 DECLARED = "declared-"
 """How ids begin that mean something in this process only."""
-_PROCESS = secrets.token_hex(6)
+_PROCESS = os.urandom(6).hex()
 _numbers = count(1)
 _of_this_process: dict[str, Secret] = {}
 """Declared secrets whose values the server has not got yet, by the id in their reference. Specs refer to them by it."""

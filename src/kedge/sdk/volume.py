@@ -6,12 +6,12 @@ are plain files, and `commit` and `reload` say when others see them and it sees 
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from functools import partial
-from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from msgspec import Struct
@@ -153,7 +153,7 @@ class Volume:
         """The same volume, mounted so that containers cannot write to it."""
         return self.with_mount_options(read_only=True)
 
-    def with_mount_options(self, *, read_only: bool | None = None, sub_path: str | PurePath | None = None) -> Volume:
+    def with_mount_options(self, *, read_only: bool | None = None, sub_path: str | os.PathLike[str] | None = None) -> Volume:
         """The same volume, mounted otherwise. None leaves an option as it is.
 
         Args:
@@ -402,7 +402,7 @@ Volume.create_deployed = both_static(_create_deployed)
 
 def _inside(what: str, path: Any) -> str:
     text = str(path)
-    if not isinstance(path, (str, PurePath)) or "\0" in text or ".." in text.split("/"):
+    if not isinstance(path, (str, os.PathLike)) or "\0" in text or ".." in text.split("/"):
         raise InvalidError(f"{what} must be the path of a directory in the volume, without '..', not {path!r}")
     return posixpath.normpath(text).strip("/").removeprefix(".")
 

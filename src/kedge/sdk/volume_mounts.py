@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -68,7 +68,7 @@ def provide(client: Client, spec: AppSpec) -> None:
 
 
 def _target(what: str, path: Any) -> str:
-    if not isinstance(path, (str, PurePath)) or not str(path).startswith("/"):
+    if not isinstance(path, (str, os.PathLike)) or not str(path).startswith("/"):
         raise InvalidError(f"{what}: {str(path)!r} must be an absolute path in the container, such as '/data'")
     text = str(path)
     if "\0" in text or ".." in text.split("/"):

@@ -20,6 +20,8 @@ from kedge.model import protocol as p
 from kedge.model.payload import Payload
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kedge.server.objects import Desk
     from kedge.server.writer import Transaction
 
@@ -152,7 +154,7 @@ class Dicts:
             if done is not None:
                 return msgspec.msgpack.decode(done[0])
             for _, payload in message.entries:
-                if payload.blob and not any((at / payload.blob).exists() for at in (self._blobs, self._files)):
+                if payload.blob and not any(_is_file(at / payload.blob) for at in (self._blobs, self._files)):
                     raise NotFoundError(f"the file of a value ({payload.size} bytes) is gone; put it again")
             if message.clear:
                 self._clear(tx, id)
@@ -211,3 +213,8 @@ class Dicts:
         for blob in blobs:
             if blob:
                 (self._blobs / blob).unlink(missing_ok=True)
+
+
+def _is_file(path: Path) -> bool:
+    """Code in containers can put anything where the files of values come from: links, and directories."""
+    return path.is_file() and not path.is_symlink()

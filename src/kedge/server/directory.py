@@ -15,15 +15,20 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from kedge.wire.removal import remove
+
 log = logging.getLogger("kedge.server")
 
 SOCKET_PATH_LIMIT = 100
 """Bytes that a path of a Unix socket may have on every system we know (Linux 108, macOS 104)."""
+HALF_MADE_S = 3600.0
+"""Seconds after which a private directory without a lock is one that was not wholly removed."""
 
 
 class StateDirectory:
@@ -63,7 +68,7 @@ class StateDirectory:
         (self.path / "plane.sock").unlink(missing_ok=True)
         _remove_sockets(self.path)
         if self._private:
-            shutil.rmtree(self.path, ignore_errors=True)
+            remove(str(self.path))
         if self._lock is not None:
             self._lock.close()
 
@@ -138,7 +143,9 @@ def remove_dead(private: Path) -> None:
         if lock is not None:
             with lock:
                 _remove_sockets(path)
-                shutil.rmtree(path, ignore_errors=True)
+                remove(str(path))
+        elif not (path / "lock").exists() and path.stat().st_mtime < time.time() - HALF_MADE_S:
+            remove(str(path))  # whoever was to remove it did not come to its end
 
 
 def _private_directory(path: Path) -> None:

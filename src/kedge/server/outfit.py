@@ -34,11 +34,11 @@ from kedge.model.spec import (
     FunctionSpec,
     Isolation,
     Limits,
-    LocalFiles,
     SecretRef,
     VolumeMount,
     VolumeRef,
 )
+from kedge.server import added
 
 HANDED_ON = (
     "PATH",
@@ -71,8 +71,6 @@ _MADE = frozenset(("proc", "sys", "dev", "lost+found"))
 _SETTINGS = "/etc"
 """Of the machine. What in it is not for everybody (hashes of passwords, keys of its services) is not for containers."""
 _NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
-_SHARED_TARGETS = frozenset(("/", HOME, "/home", "/tmp", "/usr", "/etc", "/opt", "/var", "/mnt", "/srv"))
-"""Directories under which files are added one by one: what is there as well must stay."""
 
 
 class Vault(Protocol):
@@ -176,16 +174,18 @@ class Outfitter:
             rung = NAMESPACE
         else:
             rung = PROCESS
-        why = self.rungs.get(NAMESPACE, "") or f"isolation {PROCESS!r} was asked for"
-        if rung == PROCESS and spec.block_network:
-            raise UnavailableError(
-                f"{spec.name}: block_network=True needs a network of its own, from isolation {NAMESPACE!r} on: {why}"
-            )
-        if rung == PROCESS and (what := self._needs_files(spec)):
-            raise UnavailableError(
-                f"{spec.name}: {what} needs a file system of its own, from isolation {NAMESPACE!r} on: {why}"
-            )
+        if rung == PROCESS:
+            if spec.block_network:
+                raise UnavailableError(
+                    f"{spec.name}: block_network=True needs a network of its own, {self._why_process()}"
+                )
+            if what := self._needs_files(spec):
+                raise UnavailableError(f"{spec.name}: {what} needs a file system of its own, {self._why_process()}")
         return rung
+
+    def _why_process(self) -> str:
+        why = self.rungs.get(NAMESPACE, "") or f"isolation {PROCESS!r} was asked for"
+        return f"from isolation {NAMESPACE!r} on: {why}"
 
     def _needs_files(self, spec: FunctionSpec) -> str:
         """What of a function can only be had with a file system of its own; empty where nothing is."""
@@ -246,7 +246,9 @@ class Outfitter:
         scratch = "" if rung == PROCESS else str(self._state / "containers" / container)
         binds: Iterable[Bind] = ()
         if own and built is not None:
-            binds = self._binds(app, spec, built, bool(devices))
+            around = tuple(self._binds(app, built, bool(devices)))
+            others = [*(bind.target for bind in around), *(ref.target for ref in spec.volumes)]
+            binds = (*around, *added.binds(spec.image.mounts, built.layers, others))
         return Isolation(
             rung=rung,
             shares_files=not own,
@@ -318,7 +320,7 @@ class Outfitter:
 
     # ------------------------------------------------------------ what is seen
 
-    def _binds(self, app: AppSpec, spec: FunctionSpec, built: BuiltImage, gpu: bool) -> Iterable[Bind]:
+    def _binds(self, app: AppSpec, built: BuiltImage, gpu: bool) -> Iterable[Bind]:
         for source in (*built.visible, *_runtime_places(built.runtime)):
             yield Bind(source, source)
         if not built.layers:
@@ -331,8 +333,6 @@ class Outfitter:
         yield Bind(self._socket, self._socket, read_only=False)
         if app.code.root:
             yield Bind(app.code.root, app.code.root)
-        for files in spec.image.mounts:
-            yield from _added(files)
         if gpu and built.layers:
             for library in self._devices.libraries():
                 yield Bind(library, library)
@@ -396,15 +396,3 @@ def _network_files(own_root: bool) -> Iterable[Bind]:
             yield Bind(real, path)
         elif real != path and real.split("/")[1] not in _SHOWN:
             yield Bind(real, real)
-
-
-def _added(files: LocalFiles) -> Iterable[Bind]:
-    """Files of the caller. What goes into a directory that others use as well is added entry by entry."""
-    if files.is_file or files.target not in _SHARED_TARGETS:
-        source = files.root
-        if files.is_file:
-            source = os.path.join(files.root, os.listdir(files.root)[0]) if os.path.isdir(files.root) else files.root
-        yield Bind(source, files.target)
-        return
-    for name in sorted(os.listdir(files.root)):
-        yield Bind(os.path.join(files.root, name), os.path.join(files.target, name))

@@ -20,6 +20,7 @@ from typing import Any
 from msgspec import Struct
 
 from kedge.exception import InvalidError, NotFoundError
+from kedge.wire import removal
 
 PATH_LIMIT = 4000
 """Bytes of a path: the system's limit, with some left for the directories above it."""
@@ -29,6 +30,7 @@ DEPTH_LIMIT = 128
 LINKS_LIMIT = 40
 """Links that are followed on the way to one file."""
 
+discard = removal.remove
 FILE, DIRECTORY, LINK = "file", "directory", "link"
 _GLOB = re.compile(r"[*?\[]")
 _NEVER = re.compile(r"(?!)")
@@ -377,22 +379,3 @@ def _delete(draft: str, path: str) -> None:
 def _own(path: str, facts: os.stat_result) -> None:
     if os.geteuid() == 0 and (facts.st_uid or facts.st_gid):
         os.chown(path, facts.st_uid, facts.st_gid, follow_symlinks=False)
-
-
-def discard(directory: str) -> None:
-    """Removes a directory with all in it, also where code has taken its own rights away."""
-    shutil.rmtree(directory, ignore_errors=True)
-    if os.path.lexists(directory):
-        _open_up(directory)
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _open_up(directory: str) -> None:
-    try:
-        os.chmod(directory, 0o700)
-        with os.scandir(directory) as found:
-            inner = [entry.path for entry in found if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return
-    for one in inner:
-        _open_up(one)

@@ -169,7 +169,10 @@ class Writer:
             return
         self.transactions += 1
         for finish in transaction.committed:
-            finish()
+            try:
+                finish()
+            except Exception:  # what is written is written, and others wait for this thread
+                log.exception("%s: what was to follow a write failed", self.path)
         told += [(job.then, answer, "") for job, answer in zip(jobs, answers, strict=True) if job.then is not None]
 
     def _failed(self, job: _Job, error: Exception, told: Told) -> None:
