@@ -12,6 +12,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -120,18 +121,16 @@ def fifty(report: Report, yardstick: float) -> None:
     many.remote(0)
     wait_for_zero(many)
     time.sleep(REST_S)
-    before, began = os.cpu_count() or 1, time.time()
-    calls = [many.spawn(began + STAY_S) for _ in range(CONTAINERS)]
-    deadline = began + STAY_S - 1
-    while time.time() < deadline and many.get_current_stats().num_total_runners < CONTAINERS:
-        time.sleep(0.05)
-    time.sleep(max(0.0, deadline - time.time()))
-    sizes = _unique_bytes()
-    answers = [call.get() for call in calls]
+    cores, began = os.cpu_count() or 1, time.time()
+    sizes: dict[str, int] = {}
+    watch = threading.Timer(STAY_S - 1, lambda: sizes.update(_unique_bytes()))
+    watch.start()
+    answers = list(many.map([began + STAY_S] * CONTAINERS))
+    watch.join()
     names = {name for name, _ in answers}
     took = (max(moment for _, moment in answers) - began) * 1000
     unique = statistics.median(sizes.get(name[:15], 0) for name in names) / 2**20
-    serial = yardstick * CONTAINERS / before
+    serial = yardstick * CONTAINERS / cores
     holds = took <= 500 and len(names) == CONTAINERS
     report.add(
         Row(

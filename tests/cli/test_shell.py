@@ -55,6 +55,16 @@ def test_a_shell_with_what_a_function_would_find(tmp_path: Path) -> None:
     ).stdout.strip() == (sys.executable)
 
 
+def test_beside_a_function_with_an_image_it_says_so(tmp_path: Path) -> None:
+    source = APP.replace("cpu=3.0", "image=kedge.Image.debian_slim()")
+    (tmp_path / "script.py").write_text(source)
+    found = shell(tmp_path, "script.py::train", "-c", "pwd")
+    assert (found.returncode, found.stdout) == (0, f"{tmp_path}\n")
+    assert "the function has an image, and this shell is beside it" in found.stderr
+    assert "`kedge shell ct-…` is within a container of it" in found.stderr
+    assert shell(tmp_path, "script.py::Model", "-c", "pwd").stderr == ""
+
+
 def test_import_modal_means_kedge_in_the_file_and_in_the_shell(tmp_path: Path) -> None:
     (tmp_path / "lg.py").write_text(APP.replace("import kedge", "import modal as kedge, modal.exception"))
     program = "import lg, modal.gpu, modal, kedge; print(modal is kedge, modal.gpu is kedge.gpu, lg.app.name)"

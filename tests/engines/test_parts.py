@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from kedge.engines import boot, system, threads
+from kedge.engines import boot, system, threads, usage
 from kedge.engines.channel import Channel, ChannelClosed, ContainerForked, ToForkServer
 from kedge.engines.loop import Loop
 from kedge.engines.output import READ_SIZE, RECORDS_SIZE, OutputPipes
 from kedge.engines.uplink import Uplink
 from kedge.model.protocol import RECORDS, FromSupervisor, KillContainer, OutputCaptured, SupervisorStopped
+from kedge.wire import removal
 from kedge.wire.codec import FrameDecoder, encode
 
 
@@ -238,3 +239,25 @@ def test_only_library_directories_are_kept() -> None:
     standard = os.path.dirname(os.__file__)
     mine = ["", "/home/ann/app", standard, f"{standard}/lib-dynload", "/opt/x/site-packages", "/usr/dist-packages"]
     assert boot.library_entries(mine) == mine[2:]
+
+
+# ---------------------------------------------------------------- disk
+
+
+def test_bytes_on_disk_are_counted_once_and_however_deep_they_lie(tmp_path: Path) -> None:
+    (tmp_path / "side" / "more").mkdir(parents=True)
+    (tmp_path / "side" / "more" / "file").write_bytes(b"x" * 200_000)
+    os.link(tmp_path / "side" / "more" / "file", tmp_path / "again")
+    (tmp_path / "out").symlink_to("/usr")
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(30):  # twice what a path can say
+        os.mkdir("d" * 250, dir_fd=here)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    with open(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=here), "wb") as file:
+        file.write(b"x" * 1_000_000)
+    os.close(here)
+    assert 1_200_000 <= usage.on_disk(str(tmp_path)) < 1_200_000 + 40 * 8192
+    assert usage.on_disk(str(tmp_path / "nothing")) == 0
+    removal.remove(str(tmp_path / ("d" * 250)))  # what made this directory cannot

@@ -161,6 +161,15 @@ def test_logins_of_registries():
     ]
 
 
+def test_a_full_disk_is_said_before_a_base_is_begun(tmp_path, monkeypatch):
+    debian.check_room(tmp_path)
+    monkeypatch.setattr(debian, "ROOM", 1 << 60)
+    with pytest.raises(
+        ImageBuildError, match=r"No space left on device: making the Debian base takes \d+ MiB, and \d+"
+    ):
+        debian.check_room(tmp_path)
+
+
 def test_bases_that_no_image_needs_are_removed_but_for_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setattr(debian, "machine", lambda: FOUND)
     names = [name_of(FOUND), "trixie-amd64-used", "trixie-amd64-unused", "bookworm-amd64-half"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kedge.exception import InvalidError
-from kedge.images import advice, interpreters, trees, uvtool
+from kedge.images import advice, interpreters, store, trees, uvtool
 from kedge.images.buildlog import BuildLog
 from kedge.images.interpreters import Candidate, candidates, choose, missing
 from kedge.images.python_steps import dependencies, git_access, repository_address
@@ -254,3 +254,17 @@ def test_what_a_command_has_changed_is_applied(tmp_path: Path) -> None:
         "changed": "new",
         "added": "new",
     }
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the walk that gave up
+def test_a_layer_of_any_depth_can_be_removed(tmp_path: Path) -> None:
+    top = tmp_path / "layer"
+    top.mkdir()
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=here)
+        here, above = os.open("d", os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    store.remove(top)
+    assert not top.exists()

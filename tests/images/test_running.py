@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -159,3 +160,23 @@ def test_silence_is_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     code = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)"
     runner.run([sys.executable, "-c", code], dict(os.environ), desk.path)
     assert desk.lines[0].startswith("… no output for ")
+
+
+ADOPTING = """
+import subprocess
+import sys
+from pathlib import Path
+from kedge.images import running
+from kedge.images.buildlog import BuildLog
+running.adopt_orphans()
+log = BuildLog(Path(sys.argv[1]))
+daemon = "import os, subprocess, sys; p = subprocess.Popen(['sleep', '600'], start_new_session=True); print(p.pid)"
+running.Runner(log, print).run([sys.executable, "-c", daemon], {}, "/", shown="daemon")
+log.close()
+"""
+
+
+def test_a_process_that_only_builds_leaves_no_daemon_behind(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", ADOPTING, str(tmp_path / "log")]
+    process = int(subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout)
+    assert gone(process)

@@ -213,6 +213,27 @@ def test_secrets_of_steps_travel_as_references(
     assert SecretRef(name="index", environment="test").id == ""
 
 
+def test_secrets_are_looked_up_before_anything_is_built(
+    plane: FakePlane, builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[p.SecretsChanged] = []
+
+    def info(self: FakePlane, message: p.SecretsChanged, link: Any) -> None:
+        asked.append(message)
+        link.send([p.Reply(message.request, None, ErrorInfo("NotFoundError", "there is no secret 'hub'"))])
+
+    monkeypatch.setattr(FakePlane, "_on_SecretsChanged", info, raising=False)
+    app = kedge.App(image=BASE, secrets=[kedge.Secret.from_name("hub", required_keys=["TOKEN"])])
+    app.function(serialized=True, name="a")(lambda: None)
+    app.function(serialized=True, name="b")(lambda: None)
+    with pytest.raises(NotFoundError, match="there is no secret 'hub'"), app.run(environment_name="test"):
+        pass
+    assert [(one.action, one.name, one.environment, one.required_keys) for one in asked] == [
+        ("info", "hub", "test", ("TOKEN",))
+    ]
+    assert builder.asked == []
+
+
 def test_another_machine_gets_the_files_that_it_does_not_have(
     tmp_path: Path, builder: Builder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

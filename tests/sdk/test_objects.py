@@ -156,6 +156,8 @@ def test_misuse(q: kedge.Queue) -> None:
         q.get(timeout=-1)
     with pytest.raises(InvalidError, match="partition_ttl must be more than 0 seconds"):
         q.put(1, partition_ttl=0)
+    with pytest.raises(InvalidError, match=r"partition_ttl is at most 31622400 seconds \(a year\), got 1000000000"):
+        q.put(1, partition_ttl=10**9)
     with pytest.warns(UserWarning, match="timeout has no effect with block=False"):
         q.get(block=False, timeout=1)
 

@@ -101,6 +101,19 @@ def test_without_an_image_code_runs_as_its_caller_does(tmp_path: Path, shelf: Sh
     assert (found.rung, found.shares_files, found.scratch, found.binds) == (PROCESS, True, "", ())
 
 
+def test_an_app_that_needs_no_rung_does_not_wait_until_rungs_have_been_tried_out(tmp_path: Path, shelf: Shelf) -> None:
+    class Asked(dict[str, str]):
+        def get(self, *_: object) -> str:  # type: ignore[override]
+            raise AssertionError("rungs are tried out for an app without an image")
+
+        __getitem__ = get
+
+    plain = function()
+    outfits = outfitter(tmp_path, shelf, rungs=Asked())
+    assert outfits.isolation(app(plain), plain, "ct-1", ()).rung == PROCESS
+    assert outfits.objection(app(plain)) is None
+
+
 def test_with_an_image_it_has_a_root_of_its_own_where_that_can_be_had(tmp_path: Path, shelf: Shelf) -> None:
     built, outfits = function(image=IMAGE), outfitter(tmp_path, shelf)
     found = outfits.isolation(app(built), built, "ct-1", (2,))

@@ -96,12 +96,17 @@ async def test_environments_are_apart(tmp_path: Path) -> None:
 @on_loop
 async def test_required_keys_are_named_and_values_are_not(tmp_path: Path) -> None:
     async with running(tmp_path) as shell:
-        await change(await shell.client(), "create", "a", {"X": VALUE})
+        peer = await shell.client()
+        await change(peer, "create", "a", {"X": VALUE})
         wanted = SecretRef(name="a", required_keys=("X", "Y", "Z"))
         with pytest.raises(
             InvalidError, match=r"the secret 'a' .* has no Y, Z, which required_keys asks for; it has X"
         ):
             shell.vault.values(wanted, "main")
+        assert "has no Y, which required_keys asks for; it has X." in await refused(
+            peer, "info", "a", required_keys=("X", "Y")
+        )
+        assert (await change(peer, "info", "a", required_keys=("X",)))["keys"] == ["X"]
 
 
 @on_loop

@@ -12,7 +12,7 @@ import click
 from msgspec import Struct
 from rich.text import Text
 
-from kedge.cli import created, failures, interrupt
+from kedge.cli import created, failures, hints, interrupt
 from kedge.cli.display import Display, display_for
 from kedge.cli.reference import ImportFailed, Reference, choose_app
 from kedge.cli.starting import Starting
@@ -88,6 +88,8 @@ def _deploy(app: App, name: str, settings: Settings, display: Display) -> int:
     except Error as error:
         failures.print_styled(failures.remote_cause(error))
         click.echo(f"Error: {name} was not deployed: {error}", err=True)
+        if hint := hints.on_failure(error.__cause__, app):
+            click.echo(f"kedge: {hint}", err=True)
         return FAILED
     took = time.monotonic() - began
     where = "" if deployed.environment == MAIN_ENVIRONMENT else f" in the environment {deployed.environment}"

@@ -13,6 +13,7 @@ import traceback
 import click
 from rich.text import Text
 
+from kedge.cli import hints
 from kedge.cli.reference import ImportFailed
 from kedge.exception import Error, RemoteError
 from kedge.sdk.tracebacks import REMOTE, describe
@@ -59,7 +60,7 @@ def import_failure(failed: ImportFailed, so: str) -> tuple[str, str]:
     cause = failed.__cause__
     assert cause is not None
     how = " called sys.exit()" if isinstance(cause, SystemExit) else " failed"
-    return traceback_text(cause), f"Error: importing {failed}{how}, so {so}."
+    return traceback_text(cause), f"Error: importing {failed}{how}, so {so}. {hints.on_import(cause)}".rstrip()
 
 
 def print_import_failure(failed: ImportFailed, so: str) -> None:

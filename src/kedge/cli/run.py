@@ -17,7 +17,7 @@ from typing import Any
 import click
 from msgspec import Struct
 
-from kedge.cli import failures, interrupt, values
+from kedge.cli import failures, hints, interrupt, values
 from kedge.cli.display import STOPPING, Display, display_for
 from kedge.cli.reference import ImportFailed, Reference, Runnable, choose
 from kedge.exception import Error
@@ -194,6 +194,8 @@ def execute(runnable: Runnable, call: Call, settings: Settings, interrupts: inte
         return _exit_code(failure, display)
     if failure is not None:
         display.error(failures.styled(failures.traceback_text(failure)))
+        if hint := hints.on_failure(failure, runnable.app):
+            display.notice(hint)
         display.finish("Failed")
         return FAILED
     display.finish("Done")

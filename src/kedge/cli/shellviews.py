@@ -18,6 +18,11 @@ from kedge.model.protocol import FunctionsRequested
 from kedge.model.spec import DEFAULT_CPU, FunctionSpec
 from kedge.sdk import alias, config, snapshot
 
+_BESIDE = (
+    "kedge: the function has an image, and this shell is beside it: it has files and commands of this machine. "
+    "`kedge shell ct-…` is within a container of it (`kedge container list` shows those that run)"
+)
+
 
 def open_shell(ref: str | None, command: str | None, is_module: bool, environment: str | None) -> int:
     """Becomes the shell. Returns the exit code where it cannot."""
@@ -28,6 +33,8 @@ def open_shell(ref: str | None, command: str | None, is_module: bool, environmen
 
         failures.print_import_failure(failed, "there is no shell")
         return 2
+    if container is None and launch.get("image"):
+        click.echo(_BESIDE, err=True)
     shell = os.environ.get("SHELL") or shutil.which("bash") or "/bin/sh"
     if command is None and sys.stdin.isatty():
         where = container["container"] if container else ref or "a function without settings"
@@ -54,6 +61,7 @@ def here(spec: FunctionSpec | None) -> Facts:
         "env": dict(spec.env) if spec is not None else {},
         "code": "",
         "cpu": spec.resources.cpu if spec is not None else DEFAULT_CPU,
+        "image": spec is not None and bool(spec.image.steps),
     }
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kedge.engines import child, fork_safety, kernel, spawn, system
+from kedge.engines import child, confinement, fork_safety, kernel, spawn, system
 from kedge.engines.boot import completed, library_entries
 from kedge.engines.bounds import Bounds, bind
 from kedge.engines.channel import (
@@ -78,6 +78,7 @@ class ForkServer:
         assert isinstance(order, ServerPrepared)
         if order.confined:
             [self._mounts] = self._channel.take(1)
+            confinement.program()  # the same for all of them
         if order.sys_path:
             sys.path[:] = completed(library_entries(order.sys_path), self._runtime)
         unsafe = self._load_base(order.alias_modal)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _BLOCK = 512
 """Of `st_blocks`, whatever the file system."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def tree(root: int, proc: str = "/proc") -> list[int]:
@@ -110,24 +111,65 @@ def households(parents: dict[int, int], threads: dict[int, int], roots: Collecti
 
 def on_disk(directory: str) -> int:
     """Bytes that a directory tree takes on its file system. Links are not followed, hard links count once, and what
-    cannot be read counts as nothing."""
-    total, waiting, seen = 0, [directory], set[int]()
+    cannot be read counts as nothing. It goes from directory to directory by descriptors: no path is too long."""
+    seen: set[int] = set()
     try:
-        device = os.lstat(directory).st_dev
+        here = os.open(directory, _DIRECTORY)
     except OSError:
         return 0
-    while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
+    facts = os.fstat(here)
+    device, total = facts.st_dev, 0
+    above: list[tuple[int, list[str]]] = []
+    """Of each directory on the way: its inode, and what in it is still to be looked into."""
+    size, waiting = _entries(here, device, seen)
+    try:
+        while True:
+            total += size
+            size = 0
+            if waiting:
+                name = waiting.pop()
+                try:
+                    inner = os.open(name, _DIRECTORY, dir_fd=here)
+                except OSError:  # it has gone, or is not for this process
+                    continue
+                above.append((os.fstat(here).st_ino, waiting))
+                here = _closed(here, inner)
+                size, waiting = _entries(here, device, seen)
+            elif above:
+                inode, waiting = above.pop()
+                here = _closed(here, os.open("..", _DIRECTORY, dir_fd=here))
+                if os.fstat(here).st_ino != inode:  # it has been moved meanwhile: the next time will do
+                    return total
+            else:
+                return total
+    except OSError:
+        return total
+    finally:
+        os.close(here)
+
+
+def _closed(old: int, new: int) -> int:
+    os.close(old)
+    return new
+
+
+def _entries(directory: int, device: int, seen: set[int]) -> tuple[int, list[str]]:
+    """Bytes of what is in an open directory, and the directories among it."""
+    total, inner = 0, []
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                try:
                     facts = entry.stat(follow_symlinks=False)
-                    if facts.st_dev != device or (facts.st_nlink > 1 and facts.st_ino in seen):
-                        continue
-                    total += facts.st_blocks * _BLOCK
-                    if S_ISDIR(facts.st_mode):
-                        waiting.append(entry.path)
-                    elif facts.st_nlink > 1:
-                        seen.add(facts.st_ino)
-        except OSError:
-            continue
-    return total
+                except OSError:
+                    continue
+                if facts.st_dev != device or (facts.st_nlink > 1 and facts.st_ino in seen):
+                    continue
+                total += facts.st_blocks * _BLOCK
+                if S_ISDIR(facts.st_mode):
+                    inner.append(entry.name)
+                elif facts.st_nlink > 1:
+                    seen.add(facts.st_ino)
+    except OSError:
+        pass
+    return total, inner

@@ -17,6 +17,7 @@ import msgspec
 from kedge.exception import Error
 from kedge.images.advice import advise
 from kedge.images.builder import Builder, Progress, Request
+from kedge.images.running import adopt_orphans
 
 
 class GivenUp(BaseException):
@@ -28,6 +29,7 @@ def main() -> int:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C goes to the program; what it means for a build, the server says
+    adopt_orphans()
     events = os.dup(1)
     os.dup2(2, 1)  # what is printed by accident is no event
     encoder = msgspec.json.Encoder()

@@ -33,6 +33,8 @@ PACKAGES = ("python3", "ca-certificates", "tzdata", "netbase")
 """python3 brings the shared libraries that any CPython links to: ssl, ffi, sqlite, readline, bz2, lzma, ncurses."""
 _SHAPE = 1
 """Goes up when what a base contains changes."""
+ROOM = 400 << 20
+"""Bytes that have to be free for making one: 180 MiB stay. On a full disk apt waits and says nothing."""
 _MAKING = 1800.0
 """Seconds; a base takes 20 with a near mirror."""
 _CERTIFICATES = Path("/usr/local/share/ca-certificates")
@@ -187,6 +189,7 @@ def ensure(workspace: Workspace) -> Path:
         if read(home) is not None:
             return home / "root"
         overlay.remove_tree(home)
+        check_room(workspace.store.path)
         home.mkdir(parents=True)
         workspace.say(f"making the Debian base ({found.suite}), once")
         try:
@@ -199,6 +202,16 @@ def ensure(workspace: Workspace) -> Path:
                 overlay.remove_tree(home)
             raise
     return home / "root"
+
+
+def check_room(images: Path) -> None:
+    status = os.statvfs(images)
+    free = status.f_bavail * status.f_frsize
+    if free < ROOM:
+        raise ImageBuildError(
+            f"No space left on device: making the Debian base takes {ROOM >> 20} MiB, and {free >> 20} MiB are free "
+            "where KEDGE_HOME is"
+        )
 
 
 def sweep(images: Path, needed: Collection[str], everything: bool = False) -> None:

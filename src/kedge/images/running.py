@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import math
 import os
 import select
@@ -275,6 +276,8 @@ def _killed_at_the_end(process: subprocess.Popen[bytes]) -> Iterator[None]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if _adopts:
+            _end_adopted()
         assert process.stdout is not None
         process.stdout.close()
 
@@ -293,7 +296,32 @@ def _duration(seconds: float) -> str:
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_adopts = False
+
+
+def adopt_orphans() -> None:
+    """For a process that does nothing but run commands: what one of them starts in the background becomes its child,
+    also where it has left the command's process group, and ends with the command."""
+    global _adopts
+    if hasattr(_LIBC, "prctl"):
+        _adopts = _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def _end_adopted() -> None:
+    while children := [int(pid) for file in glob.glob("/proc/self/task/*/children") for pid in _words(file)]:
+        for pid in children:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _words(file: str) -> list[str]:
+    try:
+        with open(file, encoding="ascii") as stream:
+            return stream.read().split()
+    except OSError:
+        return []
 
 
 def _end_with_parent() -> None:

@@ -30,6 +30,7 @@ import msgspec
 from msgspec import Struct
 
 from kedge.model.spec import BuiltImage
+from kedge.wire import removal
 
 LAYER_FILE = "layer.json"
 
@@ -180,6 +181,8 @@ def _remove_tree(path: Path) -> None:
             if not os.access(directory, os.W_OK):
                 os.chmod(directory, 0o700)
         shutil.rmtree(path)
+    except RecursionError:  # a step may have made directories of any depth
+        removal.remove(str(path))
     except PermissionError:  # files of the users that a build without root has had
         from kedge.images import overlay
 

@@ -199,8 +199,8 @@ class SecretsChanged(Message, frozen=True):
 
     * "keep": values without a name, for the apps of this session. Reply: {"id"};
     * "create" (AlreadyExistsError where the name is taken), "create_missing" (then that one stays), "replace", "update"
-      (other variables stay, NotFoundError where there is none), "info". Reply: {"name", "environment", "keys",
-      "created_at", "updated_at"};
+      (other variables stay, NotFoundError where there is none), "info" (InvalidError where one of `required_keys` is
+      missing). Reply: {"name", "environment", "keys", "created_at", "updated_at"};
     * "delete", and "list", whose Reply is a list of those.
 
     Nobody is told the values."""
@@ -210,6 +210,7 @@ class SecretsChanged(Message, frozen=True):
     name: str = ""
     environment: str = MAIN_ENVIRONMENT
     values: dict[str, str] = {}
+    required_keys: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"SecretsChanged({self.action!r}, {self.name!r}, {self.environment!r}, {len(self.values)} values)"

@@ -157,6 +157,7 @@ def built(client: Client, app: AppSpec) -> AppSpec:
             images.setdefault(spec.image.steps, []).append(spec.name)
     if not images:
         return app
+    secret.look_up(client, app.functions, app.environment_name)  # a misspelt name is told before the minutes of a build
     names = [", ".join(users) if len(images) > 1 else "" for users in images.values()]
     aliased = app.environment.alias_modal
     specs = [ImageSpec(steps) for steps in images]

@@ -16,7 +16,18 @@ from kedge.model.payload import Payload
 from kedge.model.protocol import ItemsPut, ItemsRequested, ItemsSettled, ItemsWanted
 from kedge.sdk import serializer, validation
 from kedge.sdk.dual import Dual
-from kedge.sdk.named import Manager, Named, Place, Question, current_client, deletion, new_token, question, wait_of
+from kedge.sdk.named import (
+    MAX_WAIT_S,
+    Manager,
+    Named,
+    Place,
+    Question,
+    current_client,
+    deletion,
+    new_token,
+    question,
+    wait_of,
+)
 from kedge.sdk.usage import warn
 
 PARTITION_TTL = 24 * 3600
@@ -289,6 +300,8 @@ class _Putting:
         self._id = id
         self._partition = _partition(partition)
         self._ttl = validation.seconds("Queue.put: partition_ttl", ttl)
+        if self._ttl > MAX_WAIT_S:
+            raise InvalidError(f"Queue.put: partition_ttl is at most {MAX_WAIT_S:.0f} seconds (a year), got {ttl}")
         wait = _wait("Queue.put", block, timeout)
         self._deadline = None if wait is None else time.monotonic() + wait
         self._token = ""

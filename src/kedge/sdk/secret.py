@@ -327,6 +327,18 @@ def keeper(client: Any) -> Keep:
     return keep
 
 
+def look_up(client: Any, specs: tuple[FunctionSpec, ...], environment: str) -> None:
+    """Raises what is wrong with the named secrets of the specs, which the server says anyway once the app starts."""
+    named = {one: None for spec in specs for one in spec.secrets if one.name}
+    for one in named:
+        where = one.environment or environment
+        client.request(
+            lambda request, one=one, where=where: SecretsChanged(
+                request, "info", one.name, where, required_keys=one.required_keys
+            )
+        )
+
+
 # ---------------------------------------------------------------- reading
 
 

@@ -153,7 +153,9 @@ class Volume:
         """The same volume, mounted so that containers cannot write to it."""
         return self.with_mount_options(read_only=True)
 
-    def with_mount_options(self, *, read_only: bool | None = None, sub_path: str | os.PathLike[str] | None = None) -> Volume:
+    def with_mount_options(
+        self, *, read_only: bool | None = None, sub_path: str | os.PathLike[str] | None = None
+    ) -> Volume:
         """The same volume, mounted otherwise. None leaves an option as it is.
 
         Args:

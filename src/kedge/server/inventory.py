@@ -254,6 +254,7 @@ class Inventory:
             "env": dict(function.env),
             "alias_modal": environment.alias_modal,
             "cpu": function.resources.cpu,
+            "image": bool(function.image.id),
         }
 
     # ------------------------------------------------------------ calls

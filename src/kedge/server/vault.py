@@ -138,13 +138,7 @@ class Vault:
             return self._opened(found)
         secret = self._named(ref.environment or environment, ref.name)
         values = self._opened(secret)
-        missing = [key for key in ref.required_keys if key not in values]
-        if missing:
-            raise InvalidError(
-                f"the secret {ref.name!r} in the environment {secret.environment!r} has no {', '.join(missing)}, which "
-                f"required_keys asks for; it has {', '.join(sorted(values)) or 'nothing'}. Create it anew with `kedge "
-                f"secret create --force {ref.name} …`"
-            )
+        _require(ref.required_keys, secret, values)
         return values
 
     def _named(self, environment: str, name: str) -> _Secret:
@@ -168,6 +162,8 @@ class Vault:
             return [_facts(one, self._keys(one)) for one in sorted(there, key=lambda one: one.name)]
         if message.action == "info":
             found = self._named(message.environment, message.name)
+            if message.required_keys:
+                _require(message.required_keys, found, self._opened(found))
             return _facts(found, self._keys(found))
         if message.action == "keep":
             return self._keep(message.values, session)
@@ -360,16 +356,23 @@ class Vault:
 
 
 def _borrowed(directory: Path) -> list[tuple[_Secret, dict[str, str]]]:
-    from cryptography.fernet import Fernet, InvalidToken
-
     try:
-        cipher = Fernet((directory / KEY_FILE).read_bytes().strip())
+        key = (directory / KEY_FILE).read_bytes().strip()
         with closing(sqlite3.connect(f"file:{quote(str(directory / 'state.db'))}?mode=ro", uri=True)) as database:
             rows = [_Secret(*row) for row in database.execute("SELECT * FROM secrets WHERE name <> ''")]
-        return [(row, msgspec.json.decode(cipher.decrypt(row.sealed), type=dict[str, str])) for row in rows]
     except FileNotFoundError:
         return []  # there never was one
-    except (OSError, ValueError, InvalidToken, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error) as error:
+        log.warning("the secrets in %s cannot be read: %s", directory, type(error).__name__)
+        return []
+    if not rows:
+        return []
+    from cryptography.fernet import Fernet, InvalidToken  # takes longer than everything else when a server starts
+
+    try:
+        cipher = Fernet(key)
+        return [(row, msgspec.json.decode(cipher.decrypt(row.sealed), type=dict[str, str])) for row in rows]
+    except (ValueError, InvalidToken) as error:
         log.warning("the secrets in %s cannot be read: %s", directory, type(error).__name__)
         return []
 
@@ -379,6 +382,16 @@ def used_in(plane: Plane) -> set[str]:
     specs = [spec for app in plane.apps.values() for spec in app.spec.functions]
     specs += [pool.spec for pool in plane.pools.values()]
     return {secret.id for spec in specs for secret in spec.secrets if secret.id}
+
+
+def _require(required: Iterable[str], secret: _Secret, keys: Iterable[str]) -> None:
+    there = set(keys)
+    if missing := [key for key in required if key not in there]:
+        raise InvalidError(
+            f"the secret {secret.name!r} in the environment {secret.environment!r} has no {', '.join(missing)}, which "
+            f"required_keys asks for; it has {', '.join(sorted(there)) or 'nothing'}. Create it anew with `kedge "
+            f"secret create --force {secret.name} …`"
+        )
 
 
 def _facts(secret: _Secret, keys: list[str]) -> Facts:

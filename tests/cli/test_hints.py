@@ -1,0 +1,88 @@
+"""What is said below the traceback of code that missed something in a container of an image."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import kedge
+from kedge.cli.hints import missed, on_failure, on_import
+from kedge.sdk import tracebacks
+
+
+def from_container(error: BaseException, *, function: str = "f") -> BaseException:
+    tracebacks.attach(error, [("/app/script.py", 3, function, "")], "")
+    try:
+        raise error
+    except type(error) as caught:
+        return caught
+
+
+def not_found(name: str) -> FileNotFoundError:
+    return FileNotFoundError(2, "No such file or directory", name)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "data.csv").write_text("1\n")
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "helpers.py").write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            not_found("data.csv"),
+            "data.csv is on this machine: containers of an image do not see it. Add .add_local_file(",
+        ),
+        (not_found("assets"), "Add .add_local_dir('assets', '/…') to the image"),
+        (ModuleNotFoundError("No module named 'helpers.x'", name="helpers.x"), ".add_local_python_source('helpers')"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), "torch is not in it: add .pip_install('torch')"),
+    ],
+)
+def test_it_names_the_step_that_brings_it(project: Path, error: BaseException, said: str) -> None:
+    assert said in missed(from_container(error), str(project), [str(project)])
+
+
+def test_an_absolute_name_is_that_of_this_machine(project: Path) -> None:
+    name = str(project / "data.csv")
+    assert f".add_local_file({name!r}, '/…')" in missed(from_container(not_found(name)), "/", [])
+
+
+def test_a_command_is_no_file(project: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        subprocess.run(["ffmpeg-of-nobody"])
+    error = from_container(not_found("ffmpeg-of-nobody"), function="_execute_child")
+    assert error.filename == caught.value.filename  # type: ignore[attr-defined]
+    assert "no command 'ffmpeg-of-nobody': .apt_install(…)" in missed(error, str(project), [])
+
+
+@pytest.mark.parametrize(
+    "error", [not_found("nowhere.csv"), FileNotFoundError("nothing"), ImportError("no"), ValueError("bad")]
+)
+def test_what_an_image_does_not_decide_has_no_hint(project: Path, error: BaseException) -> None:
+    assert missed(from_container(error), str(project), [str(project)]) == ""
+
+
+def test_what_failed_in_this_process_is_not_about_containers(project: Path) -> None:
+    assert missed(not_found("data.csv"), str(project), []) == ""
+
+
+def test_apps_without_an_image_have_no_hint() -> None:
+    error = from_container(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    plain, with_image = kedge.App(), kedge.App(image=kedge.Image.debian_slim())
+    for app in (plain, with_image):
+        app.function(serialized=True, name="f")(lambda: None)
+    assert on_failure(error, plain) == ""
+    assert ".pip_install('torch')" in on_failure(error, with_image)
+
+
+def test_an_import_that_fails_here_may_be_meant_for_an_image() -> None:
+    error = ModuleNotFoundError("No module named 'torch.nn'", name="torch.nn")
+    assert on_import(error).startswith("Where torch is in an image only: import it inside of the functions")
+    assert "`with image.imports():`" in on_import(error)
+    assert on_import(ImportError("no")) == ""
