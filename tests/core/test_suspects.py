@@ -38,6 +38,20 @@ def test_people_hear_of_a_container_that_died_with_inputs(bench: Make) -> None:
     ]
 
 
+def test_people_do_not_hear_of_a_container_that_ended_with_what_was_cancelled(bench: Make) -> None:
+    b = bench(function(slots=4, autoscaler=ONE))
+    b.submit(2)
+    b.ready()
+    b.send(p.CallCancelled("fc-1", indices=[0]), "se-1")
+    b.lose("ct-1", signal=9)
+    b.ready("ct-2")
+    b.send(p.CallCancelled("fc-1"), "se-1")
+    b.lose("ct-2")
+    assert [order.text for _, order in b.commands if isinstance(order, p.Notice)] == [
+        "a container of f died with 1 input in it: it was killed by signal 9"
+    ]
+
+
 def test_new_inputs_do_not_wait_for_suspects_where_there_is_but_one_container(bench: Make) -> None:
     b = bench(function(slots=4, autoscaler=ONE))
     b.submit(2)

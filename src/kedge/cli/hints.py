@@ -32,8 +32,8 @@ def on_failure(error: BaseException | None, app: App) -> str:
     """For a run or a deploy that failed; empty where no container of an image missed anything."""
     if error is None:
         return ""
-    handles = [*app.registered_functions.values(), *app.registered_classes.values()]
-    specs = [handle.spec for handle in handles if not isinstance(handle, Late)]
+    specs = [function.spec for function in app.registered_functions.values()]
+    specs += [cls.spec for cls in app.registered_classes.values()]
     if not any(spec.image.steps for spec in specs):
         return ""
     return missed(error, os.getcwd(), [entry for entry in sys.path if entry])

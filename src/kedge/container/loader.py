@@ -110,6 +110,8 @@ def settle(launch: Launch) -> None:
     names |= dict(launch.device_variables)
     os.environ.update(names)
     try:
+        if not launch.isolation.shares_files:  # its own files: nobody else minds
+            os.makedirs(environment.directory, exist_ok=True)
         os.chdir(environment.directory)
     except OSError as error:
         print(f"kedge: running in {os.getcwd()}: cannot enter {environment.directory}: {error}", file=sys.stderr)

@@ -119,10 +119,11 @@ class Suspects:
         pool.left(container)
         leases = list(container.leases.values())
         if not blameless:
-            if text := obituary(message, sum(not input.closed for input in leases), starting):
+            missed = sum(not input.closed for input in leases)  # nobody waits for what was cancelled
+            if text := obituary(message, missed, starting):
                 self._plane.outbox.remark(pool.id, text, container.id)
-            if leases:
-                self._say(len(leases), message)
+            if missed:
+                self._say(missed, message)
         culprit = leases[0] if len(leases) == 1 else inmate
         for input in reversed(leases):
             ran_s = 0.0 if input.credited else now - input.granted_at
