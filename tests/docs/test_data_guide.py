@@ -19,6 +19,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "guide" / "data.md"
 def test_the_page_shows_what_happens(tmp_path: Path) -> None:
     if reason := probe.survey()[NAMESPACE]:
         pytest.skip(f"containers cannot have files of their own here: {reason}")
-    assert len([step for step in steps(PAGE) if step.commands]) == 5
+    assert len([step for step in steps(PAGE) if step.commands]) == 6
     with site_in(tmp_path / "site", KEDGE_PORT="") as site:
         replay(PAGE, site)

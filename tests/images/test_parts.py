@@ -173,6 +173,7 @@ def test_private_repositories() -> None:
         ("  cause: dns error: failed to lookup address information", "The package index cannot be reached"),
         ("cause: Because nosuch was not found in the package registry and you require nosuch", "name is not known"),
         ("Because you require a==1 and a==2, we can conclude that your requirements are unsatisfiable.", "contradicts"),
+        ("error: Failed to read `--find-links` directory: /wheels", "absolute path of a directory on the server's"),
         ("error: command 'gcc' failed: No such file or directory", r'\.apt_install\("build-essential"\)'),
         (
             "Error: initializing source docker://a/b:1: pinging container registry r.io: lookup r.io: no such host",

@@ -12,6 +12,12 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "disk.",
     ),
     (
+        r"Failed to read `--find-links` directory",
+        "find_links= is a URL, or the absolute path of a directory on the server's machine, which a build reads there. "
+        'Wheels of your own also come by add_local_dir("wheels", "/wheels", copy=True) and run_commands("python -m pip '
+        'install /wheels/*.whl").',
+    ),
+    (
         r"(container registry|initializing source|docker://).*(no such host|server misbehaving|i/o timeout|"
         r"connection refused|network is unreachable)",
         "The registry cannot be reached. An image that another machine has comes here by `podman save` there and "

@@ -96,7 +96,7 @@ def _secrets_changed(message: p.SecretsChanged) -> None:
     b.text("action", message.action)
     b.text("name", message.name)
     b.matching("environment", message.environment, b.ENVIRONMENT)
-    b.items("required_keys", message.required_keys, b.MAX_ANSWER)
+    b.items("required_keys", list(message.required_keys), b.MAX_ANSWER)
 
 
 def _objects_requested(message: p.ObjectsRequested) -> None:
