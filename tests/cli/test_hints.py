@@ -72,6 +72,25 @@ def test_what_failed_in_this_process_is_not_about_containers(project: Path) -> N
     assert missed(not_found("data.csv"), str(project), []) == ""
 
 
+def test_a_file_that_got_too_large_names_the_limit() -> None:
+    app = kedge.App()
+    app.function(serialized=True, name="f", ephemeral_disk=64)(lambda: None)
+    error = OSError(27, "File too large")
+    assert on_failure(error, app) == "", "it is this process whose file got too large"
+    assert on_failure(from_container(error), app) == (
+        "No file of a container gets larger than its function's ephemeral_disk=64 (MiB): give it more there."
+    )
+    assert on_failure(from_container(OSError(28, "No space left on device")), app) == ""
+    app.function(serialized=True, name="g", ephemeral_disk=128)(lambda: None)
+    assert "ephemeral_disk=… (MiB) of its function" in on_failure(from_container(OSError(27, "File too large")), app)
+
+
+def test_without_a_limit_a_file_that_got_too_large_has_no_hint() -> None:
+    app = kedge.App()
+    app.function(serialized=True, name="f")(lambda: None)
+    assert on_failure(from_container(OSError(27, "File too large")), app) == ""
+
+
 def test_apps_without_an_image_have_no_hint() -> None:
     error = from_container(ModuleNotFoundError("No module named 'torch'", name="torch"))
     plain, with_image = kedge.App(), kedge.App(image=kedge.Image.debian_slim())

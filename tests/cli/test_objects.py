@@ -38,7 +38,9 @@ def test_they_are_made_listed_and_deleted(live: Live, kind: str) -> None:
     assert live.run(kind, "list").stdout.splitlines()[1].split()[0] == "a"
     assert "--yes (-y) says that you mean it" in live.run(kind, "delete", "a").stderr
     assert live.run(kind, "delete", "-y", "a").stdout == "a has been deleted.\n"
-    assert live.run(kind, "delete", "-y", "a").exit_code == 1
+    missing = live.run(kind, "delete", "-y", "a")
+    text = f"Error: there is no {kind} 'a' in the environment 'main'. There are none\n"
+    assert (missing.exit_code, missing.stderr) == (1, text)
     assert live.run(kind, "delete", "-y", "--allow-missing", "a").stdout == f"There is no {kind} a.\n"
 
 

@@ -102,7 +102,12 @@ def test_one_that_is_there_is_replaced_by_force(live: Live) -> None:
 
 def test_deleting(live: Live) -> None:
     live.run("secret", "create", "a", "A=1", "-e", "staging")
-    assert live.run("secret", "delete", "-y", "a").stderr.startswith("Error: there is no secret 'a' in the environment")
+    assert live.run("secret", "delete", "-y", "a").stderr == (
+        "Error: there is no secret 'a' in the environment 'main'. There are none\n"
+    )
+    assert live.run("secret", "delete", "-y", "aa", "-e", "staging").stderr == (
+        "Error: there is no secret 'aa' in the environment 'staging'. Did you mean 'a'? There are a\n"
+    )
     assert live.run("secret", "delete", "-y", "--allow-missing", "a").stdout == "There is no secret a.\n"
     assert "--yes (-y) says that you mean it" in live.run("secret", "delete", "a", "-e", "staging").stderr
     assert live.run("secret", "delete", "-y", "a", "-e", "staging").stdout == "a has been deleted.\n"

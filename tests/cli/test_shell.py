@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from kedge.cli.shellviews import one_to_enter
 from kedge.model import protocol as p
 from kedge.model.spec import EnvironmentSpec
+from kedge.sdk import alias
+from kedge.server.inventory import Inventory
 from tests.cli.live import Live
 from tests.server.shell import app, inputs
 
@@ -108,6 +111,57 @@ def test_a_shell_of_a_function_and_of_a_container_of_a_server(live: Live) -> Non
     unknown = shell(live.home, "demo.sqare", "-c", command)
     assert unknown.returncode == 1
     assert "the app demo has no function 'sqare'. Did you mean 'square'?" in unknown.stderr
+
+
+def facts(container: str, **changes: object) -> dict[str, object]:
+    common = {"app": "de-1", "app_name": "demo", "function": "square", "environment": "main"}
+    return {**common, "state": "ready", "process": 7, "container": container, **changes}
+
+
+@pytest.mark.parametrize(
+    ("containers", "entered"),
+    [
+        ([], None),
+        ([facts("ct-1"), facts("ct-2")], "ct-2"),
+        ([facts("ct-1", app_name="other", app="de-2"), facts("ct-2", function="cube")], None),
+        ([facts("ct-1", environment="staging")], None),
+        ([facts("ct-1"), facts("ct-2", state="leaving"), facts("ct-3", state="starting")], "ct-1"),
+        ([facts("ct-1", state="starting", process=None)], None),
+    ],
+)
+def test_the_container_that_is_entered(containers: list[dict[str, object]], entered: str | None) -> None:
+    for app_of in ("demo", "de-1"):
+        assert one_to_enter(containers, app_of, "square", "main") == entered
+
+
+@pytest.mark.parametrize("ref", ["demo.square", "square", "script.py::square"])
+def test_a_function_with_an_image_is_entered_where_a_container_of_it_runs(
+    live: Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ref: str
+) -> None:
+    became: list[tuple[bool, str | None]] = []
+    monkeypatch.setattr(
+        "kedge.cli.surroundings.become",
+        lambda command, launch, container: became.append((launch["image"], container and container["container"])) or 0,
+    )
+    around = Inventory._surroundings
+    monkeypatch.setattr(Inventory, "_surroundings", lambda *words: around(*words) | {"image": True})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    image = 'image=kedge.Image.debian_slim(), name="square"'
+    (tmp_path / "script.py").write_text(APP.replace("cpu=3.0", image))
+    try:
+        live.say(p.AppCreated(1, app()))
+        beside = live.run("shell", ref, "-c", "true")
+        live.say(inputs("a"))
+        live.until(lambda: live.engine.containers and live.engine.only.held)
+        within = live.run("shell", ref, "-c", "true")
+    finally:
+        alias.uninstall()
+        sys.modules.pop("script", None)
+    container = live.engine.only.launch.container
+    assert became == [(True, None), (True, container)], within.output
+    assert "this shell is beside it" in beside.stderr
+    assert within.stderr == f"kedge: the function has an image, and this shell is within {container}\n"
 
 
 def test_without_a_server_there_is_no_container(own_home: Path) -> None:

@@ -51,7 +51,7 @@ def test_volumes_are_made_listed_renamed_and_deleted(stocked: Live) -> None:
     assert stocked.run("volume", "list").stdout.splitlines()[1].split()[:2] == ["data", "main"]
     assert stocked.run("volume", "rename", "data", "other", "-y").exit_code == 0
     missing = stocked.run("volume", "delete", "data", "-y")
-    assert "there is no volume 'data' in the environment 'main'; there are other" in missing.stderr
+    assert missing.stderr == "Error: there is no volume 'data' in the environment 'main'. There are other\n"
     assert stocked.run("volume", "delete", "data", "-y", "--allow-missing").exit_code == 0
     assert stocked.run("volume", "delete", "other", "-y").stdout == "The volume other has been deleted.\n"
     assert stocked.run("volume", "list").stdout.startswith("There are no volumes.")

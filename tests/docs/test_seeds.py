@@ -154,9 +154,9 @@ def generate(url: str, times: int) -> list[int]:
 
 
 def test_its_image_is_built_and_its_code_runs_in_it(large_site: Site, article: str) -> None:
-    (image,) = json.loads(large_site.kedge("image", "list", "--json"))
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    assert image["steps"] == [f"debian_slim {version}", "pip_install torch transformers fastapi"]
+    steps = [f"debian_slim {version}", "pip_install torch transformers fastapi"]
+    (image,) = [image for image in json.loads(large_site.kedge("image", "list", "--json")) if image["steps"] == steps]
     assert image["used"]
     assert kedge.Function.from_name(APP, "run_inference").remote("Once upon a time").startswith("Once upon a time")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,20 @@ def test_a_shim_is_no_interpreter(tmp_path: Path) -> None:
     (tmp_path / "python3.12").write_text("#!/bin/sh\nexec pyenv exec python3.12\n")
     found = candidates({"PYENV_ROOT": str(tmp_path / "none")}, tmp_path, [str(tmp_path)])
     assert [candidate for candidate in found if candidate.source == "system"] == []
+
+
+def test_an_interpreter_with_several_names_is_one(tmp_path: Path) -> None:
+    (tmp_path / "usr").mkdir()
+    (tmp_path / "local").mkdir()
+    (tmp_path / "usr" / "python3.12").write_bytes(b"\x7fELF")
+    (tmp_path / "local" / "python3.12").symlink_to(tmp_path / "usr" / "python3.12")
+    (tmp_path / "local" / "python3.11").symlink_to(sys.executable)
+    system = [str(tmp_path / "local"), str(tmp_path / "usr")]
+    found = candidates({"PYENV_ROOT": str(tmp_path / "none")}, tmp_path, system)
+    assert [(candidate.source, candidate.path) for candidate in found] == [
+        ("kedge", os.path.realpath(sys.executable)),
+        ("system", str(tmp_path / "local" / "python3.12")),
+    ]
 
 
 def test_a_full_version_takes_only_that_one() -> None:

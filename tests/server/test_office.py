@@ -183,6 +183,7 @@ async def test_one_container_comes_with_what_it_was_started_with_and_without_its
             "variables": {"A": "1"},
             "env": {"B": "2"},
             "alias_modal": False,
+            "image": False,
             "cpu": 0.125,
         }
         assert launch.token not in str(found)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kedge.exception import AuthError, ConnectionError
-from kedge.sdk import server_process
+from kedge.sdk import output, server_process
 from kedge.sdk.client import Client
 
 ANSWER_S = 60.0
@@ -29,6 +29,20 @@ def connected(so: str = "`kedge server start` starts one") -> Iterator[Client]:
         yield client
     finally:
         client.close()
+
+
+@contextmanager
+def provided() -> Iterator[Client]:
+    """The server in use, for commands that put something there: where none runs, the machine's is started as `kedge
+    deploy` does it, and stderr says so."""
+    from kedge.sdk.runner import Session  # only these commands wait for it
+
+    with output.show_on(output.PlainOutput()):
+        session = Session.join(machine=True)
+    try:
+        yield session.client
+    finally:
+        session.leave()
 
 
 def find() -> Client | None:

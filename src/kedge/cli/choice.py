@@ -74,6 +74,15 @@ def one_of(
     return found[0]
 
 
+def absent(kind: str, name: str, environment: str, there: Sequence[Facts]) -> NotFoundError:
+    """What is said where somebody wants to be rid of what is not there: not how to make it."""
+    names = [one["name"] for one in there]
+    listed = f"There are {some(names)}" if names else "There are none"
+    return NotFoundError(
+        f"there is no {kind} {name!r} in the environment {environment!r}.{nearest(name, names)} {listed}"
+    )
+
+
 def some(names: Sequence[str]) -> str:
     """
     >>> some(["a", "b"])

@@ -1,11 +1,13 @@
-"""What to write instead, where code has missed what an image decides about: a sentence below its traceback."""
+"""What to write instead, where code has missed what an image decides about, or has reached a limit of its function: a
+sentence below its traceback."""
 
 from __future__ import annotations
 
+import errno
 import importlib.machinery
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kedge.sdk.tracebacks import REMOTE, describe
@@ -29,14 +31,28 @@ def on_import(error: BaseException) -> str:
 
 
 def on_failure(error: BaseException | None, app: App) -> str:
-    """For a run or a deploy that failed; empty where no container of an image missed anything."""
+    """For a run or a deploy that failed; empty where no container missed anything or reached a limit."""
     if error is None:
         return ""
     specs = [function.spec for function in app.registered_functions.values()]
     specs += [cls.spec for cls in app.registered_classes.values()]
+    if limit := too_large(error, {spec.resources.ephemeral_disk for spec in specs} - {None}):
+        return limit
     if not any(spec.image.steps for spec in specs):
         return ""
     return missed(error, os.getcwd(), [entry for entry in sys.path if entry])
+
+
+def too_large(error: BaseException, limits: Collection[int | None]) -> str:
+    """For a file that got as large as the function's disk; `limits` are those that the functions have, in MiB."""
+    frames = describe(error)[1]
+    remote = bool(frames) and frames[-1][0].startswith(REMOTE)
+    if not remote or not limits or not isinstance(error, OSError) or error.errno != errno.EFBIG:
+        return ""
+    if len(limits) > 1:
+        return "No file of a container gets larger than the ephemeral_disk=… (MiB) of its function: give it more there."
+    (limit,) = limits
+    return f"No file of a container gets larger than its function's ephemeral_disk={limit} (MiB): give it more there."
 
 
 def missed(error: BaseException, directory: str, path: Sequence[str]) -> str:

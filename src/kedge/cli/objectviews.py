@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from kedge.cli import tables
-from kedge.cli.asking import Facts, ask, connected
+from kedge.cli import choice, tables
+from kedge.cli.asking import Facts, ask, connected, provided
 from kedge.cli.confirm import confirmed
 from kedge.cli.tables import Column
 from kedge.exception import NotFoundError
@@ -42,7 +42,7 @@ def show_list(kind: str, environment: str | None, as_json: bool) -> None:
 def create(kind: str, name: str, environment: str | None) -> None:
     validation.name("NAME", name)
     where = config.environment(environment)
-    with connected() as client:
+    with provided() as client:
         made: Facts = ask(client, lambda request: ObjectsRequested(request, kind, "create", name, where))
     print(f"The {kind} {name} has been made: {made['id']}")
 
@@ -54,7 +54,8 @@ def delete(kind: str, name: str, environment: str | None, yes: bool, allow_missi
             ask(client, lambda request: ObjectsRequested(request, kind, "find", name, where))
         except NotFoundError:
             if not allow_missing:
-                raise
+                there = ask(client, lambda request: ObjectsRequested(request, kind, "list", environment=where))
+                raise choice.absent(kind, name, where, there) from None
             print(f"There is no {kind} {name}.")
             return 0
         if not confirmed(f"Delete the {kind} {name} with all that it holds?", yes):

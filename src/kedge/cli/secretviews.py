@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from kedge.cli import confirm, tables
-from kedge.cli.asking import Facts, ask, connected
+from kedge.cli import choice, confirm, tables
+from kedge.cli.asking import Facts, ask, connected, provided
 from kedge.cli.confirm import confirmed
 from kedge.cli.tables import Column
 from kedge.exception import InvalidError, NotFoundError
@@ -55,7 +55,7 @@ def create(
         raise click.UsageError("a secret has variables: write KEY=VALUE, KEY=-, --from-dotenv or --from-json.")
     for key in values:
         validation.environment("the secret", {key: ""})
-    with connected() as client:
+    with provided() as client:
         action = "replace" if force else "create"
         made: Facts = ask(client, lambda request: SecretsChanged(request, action, name, where, values))
     print(f"The secret {name} has {', '.join(made['keys'])}.")
@@ -69,7 +69,8 @@ def delete(name: str, environment: str | None, yes: bool, allow_missing: bool) -
             ask(client, lambda request: SecretsChanged(request, "info", name, where))
         except NotFoundError:
             if not allow_missing:
-                raise
+                there = ask(client, lambda request: SecretsChanged(request, "list", environment=where))
+                raise choice.absent("secret", name, where, there) from None
             print(f"There is no secret {name}.")
             return 0
         if not confirmed(f"Delete the secret {name}? New containers of apps that use it do not start.", yes):

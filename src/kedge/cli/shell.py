@@ -18,8 +18,8 @@ def shell(ref: str | None, command: str | None, is_module: bool, environment: st
 
     It has the Python, the variables and the directory of a function or of a running container. REF is a container
     (ct-…), a function of a file (file.py::NAME), or one that is deployed (APP.NAME). Without it, it is what a function
-    without any settings would find. The shell is $SHELL, and runs on this machine; within a container that has files of
-    its own (an image, a volume) it runs only where REF is that container.
+    without any settings would find. The shell is $SHELL, and runs on this machine. Where the function has an image, it
+    runs within a container of it if there is one. A volume is seen only where REF is a container.
 
     \b
         kedge shell

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import click
 
-from kedge.cli import tables
-from kedge.cli.asking import Facts, ask, connected
+from kedge.cli import choice, tables
+from kedge.cli.asking import Facts, ask, connected, provided
 from kedge.cli.confirm import confirmed
 from kedge.cli.tables import Column
 from kedge.exception import AlreadyExistsError, Error, InvalidError, NotFoundError
 from kedge.model.protocol import VolumesRequested
 from kedge.sdk import client as client_module
 from kedge.sdk import config
+from kedge.sdk.client import Client
 from kedge.sdk.volume import FileEntry, FileEntryType, Volume
 
 NOTHING = "There are no volumes. `kedge volume create NAME` makes one."
@@ -53,20 +54,22 @@ def show_list(environment: str | None, as_json: bool) -> None:
 
 
 def create(name: str, environment: str | None) -> None:
-    with _volume(name, environment):
+    Volume.from_name(name, environment_name=environment)  # no server is started for a name that cannot be
+    with provided():
         Volume.objects.create(name, environment_name=environment)
     print(f"The volume {name} has been made. kedge.Volume.from_name({name!r}) finds it.")
 
 
 def delete(name: str, environment: str | None, yes: bool, allow_missing: bool) -> int:
+    where = config.environment(environment)
     with _volume(name, environment) as volume:
         try:
             volume.hydrate()
         except NotFoundError:
             if not allow_missing:
-                raise
+                there = ask(Client.current(), lambda request: VolumesRequested(request, where))
+                raise choice.absent("volume", name, where, there) from None
             return 0
-        where = config.environment(environment)
         if not confirmed(f"Delete the volume {name} (environment {where}) with all its files?", yes):
             click.echo("Nothing was deleted.", err=True)
             return 1

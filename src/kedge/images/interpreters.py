@@ -71,7 +71,8 @@ def own_version() -> str:
 
 
 def candidates(environ: Mapping[str, str], home: Path, system: Iterable[str] | None = None) -> list[Candidate]:
-    """All that look like a CPython, the preferred ones first; within a source the latest version first."""
+    """All that look like a CPython, each of them once, the preferred ones first; within a source the latest version
+    first."""
     own = Candidate(platform.python_version(), os.path.realpath(_base_executable()), "kedge")
     data = environ.get("XDG_DATA_HOME") or str(home / ".local" / "share")
     of_uv = Path(environ.get("UV_PYTHON_INSTALL_DIR") or Path(data) / "uv" / "python")
@@ -83,7 +84,10 @@ def candidates(environ: Mapping[str, str], home: Path, system: Iterable[str] | N
             match = _SYSTEM.fullmatch(entry)
             if match and not _is_shim(Path(directory) / entry):
                 found.append(Candidate(match[1] + match[2], f"{directory}/{entry}", "system"))
-    return found
+    once: dict[tuple[str, bool], Candidate] = {}
+    for candidate in found:
+        once.setdefault((os.path.realpath(candidate.path), candidate.version.endswith("t")), candidate)
+    return list(once.values())
 
 
 def choose(version: str, found: Iterable[Candidate]) -> list[Candidate]:
