@@ -168,6 +168,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 @needs("pids")
 @with_rig
 async def test_a_container_that_forks_without_end_leaves_room_for_others_and_ends_whole(it: Rig) -> None:
@@ -193,6 +194,7 @@ async def test_one_without_limits_has_no_group_of_its_own_and_is_bounded_with_al
 NO_NAMESPACES = probe.survey()[NAMESPACE]
 
 
+@pytest.mark.slow
 @needs("memory")
 @pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
 @with_rig
@@ -269,6 +271,7 @@ def without_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(warden.SWITCH, "off")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_groups")
 @with_rig
 async def test_memory_is_watched_where_the_kernel_does_not_bound_it(it: Rig) -> None:
@@ -290,6 +293,7 @@ async def test_memory_of_children_counts(it: Rig) -> None:
     assert end.out_of_memory
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_groups")
 @with_rig
 async def test_processes_are_counted_where_the_kernel_does_not_bound_them(it: Rig) -> None:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kedge.engines import child, confinement, fork_safety, kernel, spawn, system
+from kedge.engines import child, confinement, density, fork_safety, kernel, spawn, system
 from kedge.engines.boot import completed, library_entries
 from kedge.engines.bounds import Bounds, bind
 from kedge.engines.channel import (
@@ -67,6 +67,8 @@ class ForkServer:
         self._ended: dict[str, int] = {}
         self._watched: dict[int, str] = {}
         """pidfd → container."""
+        self._small: list[int] = []
+        """Where small pages are to become big ones, when there is nothing else to do."""
 
     def prepare(self) -> None:
         """Loads what this server is for, and says how that went."""
@@ -98,6 +100,8 @@ class ForkServer:
         sys.stderr.flush()
         gc.collect()
         gc.freeze()
+        density.fill()
+        self._small = density.big_places()
         self._channel.send(
             ServerReady(skipped=skipped, unsafe=unsafe, culprit=culprit, seconds=time.monotonic() - started)
         )
@@ -106,7 +110,11 @@ class ForkServer:
         """Forks until the channel closes."""
         while True:
             unwatched = len(self._running) > len(self._watched)
-            ready = {descriptor for descriptor, _ in self._poll.poll(_POLL_MS if unwatched else None)}
+            idle = bool(self._small) and not self._running
+            wait = 0 if idle else _POLL_MS if unwatched else None
+            ready = {descriptor for descriptor, _ in self._poll.poll(wait)}
+            if idle and not ready:
+                density.collapse(self._small.pop())
             for descriptor in ready & self._watched.keys():
                 self._collect(self._watched[descriptor])
             if unwatched:
