@@ -61,7 +61,7 @@ class Teller:
 
 @app.function()
 def with_more() -> dict[str, str]:
-    return look.with_options(secrets=[kedge.Secret.from_dict({"LATER": "val-" + "later-7f3a"})]).remote()
+    return look.with_options(secrets=[kedge.Secret.from_dict({"LATER": "-".join(["val", "later", "7f3a"])})]).remote()
 """
 
 CALL = """
