@@ -6,7 +6,6 @@ podman and Ray are left out where this machine does not have them.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import statistics
@@ -21,6 +20,7 @@ import psutil
 
 import kedge
 from benchmarks.calls import wait_for_zero
+from benchmarks.peers import local_ray
 from benchmarks.report import Report, Row, stopwatch
 from benchmarks.rungs import TORCH, apps, bare, many, torch_app, with_torch
 from kedge.engines import probe
@@ -181,14 +181,9 @@ def _unique_of_fresh() -> float:
 
 def ray_actor(report: Report) -> None:
     """A Ray actor that imports torch, from its creation to its first answer."""
-    if importlib.util.find_spec("ray") is None:
-        print("  ray is not installed: left out")
+    ray = local_ray()
+    if ray is None:
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
 
     @ray.remote(num_cpus=0)
     class Ones:

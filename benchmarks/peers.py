@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+from typing import Any
 
 from benchmarks.functions import app, echo
 from benchmarks.report import Report, Row, paired_us, stopwatch
@@ -14,15 +15,23 @@ WINDOW = 1_000
 """Calls in flight, on both sides."""
 
 
-def run(report: Report) -> None:
+def local_ray() -> Any:
+    """Ray, with an instance of its own on this machine; None, and a line that says so, where it is not installed."""
     if importlib.util.find_spec("ray") is None:
         print("  ray is not installed: left out")
-        return
+        return None
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    return ray
+
+
+def run(report: Report) -> None:
+    ray = local_ray()
+    if ray is None:
+        return
 
     @ray.remote
     class Echo:

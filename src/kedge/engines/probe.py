@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from kedge.engines import boot
@@ -38,7 +38,7 @@ def survey(directory: str = "") -> dict[str, str]:
     return found
 
 
-def best(found: dict[str, str]) -> str:
+def best(found: Mapping[str, str]) -> str:
     """The rung that containers with images of their own run on, where nobody says otherwise: the second, or the first
     that there is."""
     return NAMESPACE if not found.get(NAMESPACE, "unknown") else PROCESS

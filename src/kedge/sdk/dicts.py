@@ -202,17 +202,6 @@ class Dict(Named):
     keys = Dual(_keys, _keys_async)
     values = Dual(_values, _values_async)
 
-    # ------------------------------------------------------------ older spellings
-
-    @classmethod
-    def lookup(
-        cls, name: str, client: Any = None, environment_name: str | None = None, create_if_missing: bool = False
-    ) -> Dict:
-        """`from_name`, looked up at once."""
-        found = cls.from_name(name, environment_name=environment_name, create_if_missing=create_if_missing)
-        found.hydrate()
-        return found
-
 
 Dict.objects = Manager(Dict)
 Dict.delete = deletion(Dict)  # type: ignore[attr-defined]

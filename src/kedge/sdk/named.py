@@ -194,6 +194,15 @@ class Named:
         return cls("", None, id=validation.text(f"{cls.__name__}.from_id: object_id", object_id))
 
     @classmethod
+    def lookup(
+        cls, name: str, client: Any = None, environment_name: str | None = None, create_if_missing: bool = False
+    ) -> Self:
+        """The older spelling of `from_name`, looked up at once."""
+        found = cls.from_name(name, environment_name=environment_name, create_if_missing=create_if_missing)
+        found.hydrate()
+        return found
+
+    @classmethod
     def ephemeral(cls, *, environment_name: str | None = None, client: Any = None) -> Ephemeral[Self]:
         """One without a name, for the time of a `with` or `async with` block. It can be passed to functions."""
         return Ephemeral(cls, config.environment(environment_name))

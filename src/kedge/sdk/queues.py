@@ -232,17 +232,6 @@ class Queue(Named):
 
     iterate = Dual(_iterate, _iterate_async)
 
-    # ------------------------------------------------------------ older spellings
-
-    @classmethod
-    def lookup(
-        cls, name: str, client: Any = None, environment_name: str | None = None, create_if_missing: bool = False
-    ) -> Queue:
-        """`from_name`, looked up at once."""
-        found = cls.from_name(name, environment_name=environment_name, create_if_missing=create_if_missing)
-        found.hydrate()
-        return found
-
 
 Queue.objects = Manager(Queue)
 Queue.delete = deletion(Queue)  # type: ignore[attr-defined]

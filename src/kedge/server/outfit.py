@@ -21,7 +21,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from kedge.engines import boot
+from kedge.engines import boot, probe
 from kedge.exception import InvalidError, NotFoundError, UnavailableError
 from kedge.model.spec import (
     NAMESPACE,
@@ -170,8 +170,8 @@ class Outfitter:
                     "what can"
                 )
             rung = wanted
-        elif (spec.image.id or spec.volumes or spec.block_network) and not self.rungs.get(NAMESPACE, "unknown"):
-            rung = NAMESPACE
+        elif spec.image.id or spec.volumes or spec.block_network:
+            rung = probe.best(self.rungs)
         else:
             rung = PROCESS
         if rung == PROCESS:

@@ -6,8 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from kedge.engines import cgroups, system, warden
-from kedge.model.spec import NAMESPACE, PROCESS
+from kedge.engines import cgroups, probe, system, warden
 
 
 class Ladder(Protocol):
@@ -20,9 +19,8 @@ class Ladder(Protocol):
 def facts(ladder: Ladder) -> dict[str, Any]:
     """`isolation` of containers with images whose app asks for none, and why each rung cannot be had (empty: it can);
     `limits` by what enforces them."""
-    best = NAMESPACE if not ladder.rungs.get(NAMESPACE, "unknown") else PROCESS
     return {
-        "isolation": {"rung": ladder.preferred or best, "rungs": dict(ladder.rungs)},
+        "isolation": {"rung": ladder.preferred or probe.best(ladder.rungs), "rungs": dict(ladder.rungs)},
         "limits": enforced(),
     }
 
