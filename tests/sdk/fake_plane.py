@@ -56,7 +56,6 @@ class FakePlane:
         self._changed = threading.Condition()
         self._links: list[BlockingConnection] = []
         self._by_call: dict[str, BlockingConnection] = {}
-        self._waiting: list[tuple[p.OutputsRequested, BlockingConnection]] = []
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
         self.listen()
@@ -182,9 +181,10 @@ class FakePlane:
             error = ErrorInfo("NotFoundError", f"there is no running function {message.pool}")
             link.send([p.CallRefused(message.call, error)])
             return
-        if message.durable:
-            link.send([p.InputsAccepted(message.call, message.first, len(message.payloads))])
+        accepted = p.InputsAccepted(message.call, message.first, len(message.payloads))
         if message.pool == HELD:
+            if message.durable:
+                link.send([accepted])
             return
         if message.stream:
             self._start(self._stream, message, link)
@@ -195,7 +195,9 @@ class FakePlane:
             for i, payload in enumerate(message.payloads, message.first)
         ]
         if message.durable:
+            # Stored first: a client that knows they were accepted may ask for them on another connection at once.
             self.stored.setdefault(message.call, {}).update((output.index, output.result) for output in outputs)
+            link.send([accepted])
         else:
             link.send([p.OutputsDelivered(message.call, outputs)])
 
