@@ -45,6 +45,13 @@ async def count_to_async(n: int) -> AsyncIterator[int]:
 
 
 @app.function(**quick)
+def own_memory() -> int:
+    """Bytes of this container that it shares with no other process, not even its fork server."""
+    with open("/proc/self/smaps_rollup", encoding="ascii") as file:
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private_Dirty:"))
+
+
+@app.function(**quick)
 def where() -> dict[str, object]:
     """Facts about the place in which an input runs."""
     return {

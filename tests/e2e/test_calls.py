@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import warnings
 
 import pytest
@@ -29,6 +30,12 @@ def test_an_input_knows_its_ids_and_its_module() -> None:
     assert facts["name"] == "tests.e2e.harbour"
     assert kedge.current_input_id() is None
     assert kedge.is_local()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, and /proc, are Linux")
+def test_a_container_has_little_memory_of_its_own() -> None:
+    """Most of it is shared with the fork server: 4 to 5 MB are not (`benchmarks/isolation.py`)."""
+    assert harbour.own_memory.remote() < 7 << 20
 
 
 def test_one_input_at_a_time_runs_on_the_main_thread() -> None:

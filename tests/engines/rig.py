@@ -24,6 +24,12 @@ PATIENCE_S = 60.0
 """Far beyond what anything here takes: only a failure waits so long."""
 HERE = str(Path(__file__).parent)
 T = TypeVar("T")
+_numbers = itertools.count()
+
+
+def new_name() -> str:
+    """Of a container. Runtimes keep names for the whole machine, where other test processes have theirs."""
+    return f"ct-{os.getpid()}-{next(_numbers)}"
 
 
 class Rig:
@@ -33,7 +39,6 @@ class Rig:
         self.facts: list[Fact] = []
         self.engine = ProcessEngine(self._report, runner=runner, runtime=[HERE])
         self._changed = asyncio.Event()
-        self._numbers = itertools.count()
 
     def _report(self, fact: Fact) -> None:
         self.facts.append(fact)
@@ -41,7 +46,7 @@ class Rig:
 
     def launch(self, source: str, **options: Any) -> str:
         """Starts a container that runs `source`; `options` are those of `make_launch`. Returns its id."""
-        launch = make_launch(f"ct-{next(self._numbers)}", source, **options)
+        launch = make_launch(new_name(), source, **options)
         self.engine.start(launch)
         return launch.container
 

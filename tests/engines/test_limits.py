@@ -245,8 +245,7 @@ def test_one_that_forks_without_end_and_without_limits_is_ended_and_its_neighbou
 def test_no_group_outlives_the_engine() -> None:
     async def play() -> list[Path]:
         async with rig() as it:
-            it.launch("import time; time.sleep(600)", isolation=limited(memory=100, cpu=1.0))
-            await it.started("ct-0")
+            await it.started(it.launch("import time; time.sleep(600)", isolation=limited(memory=100, cpu=1.0)))
             return [Path(path).parent for path in groups(it)]
 
     found = asyncio.run(play())

@@ -70,6 +70,57 @@ say([*mine, os.listdir("/tmp")])
     assert await said(it, source, isolation=isolated(tmp_path)) == [False, False, True]
 
 
+@pytest.mark.slow
+@with_rig
+async def test_around_what_is_hidden_everything_is_as_the_machine_has_it(it: Rig, tmp_path: Path) -> None:
+    """Directories and files below others, and what is mounted in what is hidden."""
+    shown = tmp_path / "shown"
+    (shown / "below").mkdir(parents=True)
+    (shown / "file").write_text("text")
+    binds = (
+        Bind(str(shown), str(shown)),
+        Bind(str(shown / "file"), str(tmp_path / "there" / "file")),
+        Bind("/dev/null", "/etc/passwd"),
+    )
+    source = f"""
+def facts(path):
+    it = os.stat(path)
+    return [it.st_mode, it.st_uid, it.st_gid]
+say([
+    [facts(path) for path in ("/etc", "/etc/ssl")],
+    set(os.listdir("/etc")) >= {{"ssl", "passwd", "hosts"}},
+    [os.listdir("/etc/ssl/certs"), os.listdir("/opt"), os.stat("/opt").st_mode],
+    open("/etc/passwd").read(),
+    [sorted(os.listdir({str(shown)!r})), open({str(tmp_path / "there" / "file")!r}).read()],
+    os.stat("/tmp").st_mode,
+])
+"""
+    hidden = (*isolated(tmp_path).hidden, "/etc/ssl/certs", "/opt")
+    found = await said(it, source, isolation=isolated(tmp_path, binds=binds, hidden=hidden))
+    around, names, below, blank, mounted_there, mode = found
+    expected = [os.stat(path) for path in ("/etc", "/etc/ssl")]
+    assert around == [[one.st_mode, one.st_uid, one.st_gid] for one in expected]
+    assert names
+    assert below == [[], [], os.stat("/opt").st_mode]
+    assert blank == ""
+    assert mounted_there == [["below", "file"], "text"]
+    assert mode == os.stat("/tmp").st_mode
+
+
+@pytest.mark.slow
+@with_rig
+async def test_what_a_link_leads_to_is_hidden_too(it: Rig, tmp_path: Path) -> None:
+    """A directory by whose name a link is in the way cannot be covered: it is mounted over."""
+    links = [name for name in ("/bin", "/lib", "/sbin") if os.path.islink(name)]
+    if not links:
+        pytest.skip("no links in the machine's root")
+    target = os.path.join(links[0], "kedge-hidden")
+    source = f"say([os.listdir({target!r}), os.path.islink({links[0]!r})])"
+    hidden = (*isolated(tmp_path).hidden, target)
+    assert await said(it, source, isolation=isolated(tmp_path, hidden=hidden)) == [[], True]
+    assert not os.path.exists(target)
+
+
 @with_rig
 async def test_a_root_of_its_own_is_made_of_layers(it: Rig, tmp_path: Path) -> None:
     for name, files in {"upper": {"a": "new"}, "lower": {"a": "old", "b": "kept"}}.items():
@@ -176,18 +227,29 @@ say([os.listdir("/dev"), len(open("/dev/urandom", "rb").read(4))])
 @pytest.mark.slow
 @with_rig
 async def test_the_machines_devices_can_be_used_and_not_changed(it: Rig, tmp_path: Path) -> None:
+    """The harmless ones are its own. Others are the machine's, as they are."""
     source = """
-answers = []
-for change in (lambda: os.chmod("/dev/null", 0o666), lambda: os.utime("/dev/null"), lambda: os.unlink("/dev/null")):
-    try:
-        change()
-        answers.append("done")
-    except OSError as error:
-        answers.append("refused")
+def tried(*changes):
+    for change in changes:
+        try:
+            change()
+            yield "done"
+        except OSError:
+            yield "refused"
+own = tried(lambda: os.chmod("/dev/null", 0o600), lambda: os.utime("/dev/null"), lambda: os.unlink("/dev/zero"))
+others = tried(lambda: os.chmod("/dev/kmsg", 0o666), lambda: os.utime("/dev/kmsg"), lambda: os.unlink("/dev/kmsg"))
 with open("/dev/null", "w") as null, open("/dev/urandom", "rb") as random:
-    say([*answers, null.write("text"), len(random.read(3))])
+    say([list(own), list(others), null.write("text"), len(random.read(3))])
 """
-    assert await said(it, source, isolation=isolated(tmp_path)) == ["refused", "refused", "refused", 4, 3]
+    before = [os.stat(path) for path in ("/dev/null", "/dev/zero", "/dev/kmsg")]
+    isolation = isolated(tmp_path, devices=("/dev/kmsg",))
+    own, others, written, read = await said(it, source, isolation=isolation)
+    assert set(own) in ({"done"}, {"refused"}), "where it cannot have its own, it has the machine's"
+    assert others == ["refused"] * 3
+    assert (written, read) == (4, 3)
+    after = [os.stat(path) for path in ("/dev/null", "/dev/zero", "/dev/kmsg")]
+    facts = [[(one.st_mode, one.st_uid, one.st_mtime_ns) for one in nodes] for nodes in (before, after)]
+    assert facts[0] == facts[1]
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import fcntl
 import os
 import resource
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,9 @@ from kedge.engines.uplink import Uplink
 from kedge.model.protocol import RECORDS, FromSupervisor, KillContainer, OutputCaptured, SupervisorStopped
 from kedge.wire import removal
 from kedge.wire.codec import FrameDecoder, encode
+from tests.engines.rig import new_name
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_timers_run_in_their_order_and_can_be_taken_back() -> None:
@@ -29,6 +34,15 @@ def test_timers_run_in_their_order_and_can_be_taken_back() -> None:
     loop.later(0.005, lambda: seen.append("never")).cancel()
     loop.run()
     assert seen == ["first", "second"]
+
+
+def test_no_two_containers_of_tests_have_one_name() -> None:
+    """Runtimes and control groups know names for the whole machine, and test processes run beside each other."""
+    command = [sys.executable, "-c", "from tests.engines.rig import new_name; print(new_name(), new_name())"]
+    elsewhere = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    names = [*elsewhere, new_name(), new_name()]
+    assert len(set(names)) == 4
+    assert all(name.startswith("ct-") for name in names)
 
 
 def test_an_action_may_close_what_another_watches() -> None:

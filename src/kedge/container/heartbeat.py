@@ -17,7 +17,7 @@ It also ends the process when the plane is gone, after a moment in which cancell
 
 from __future__ import annotations
 
-import threading
+import _thread
 import time
 import traceback
 
@@ -38,9 +38,10 @@ ORPHAN_GRACE_S = 0.5
 """For `finally` blocks of code whose plane is gone."""
 
 
-class IoThread(threading.Thread):
+class IoThread:
+    """No thread of `threading`, which would show it to user code, and count it."""
+
     def __init__(self, executor: Executor) -> None:
-        super().__init__(name="kedge io", daemon=True)
         self._executor = executor
         self._deadlines = Deadlines(executor)
         self._wake = Wake()
@@ -57,7 +58,10 @@ class IoThread(threading.Thread):
         if not self._looking:
             self._wake.set()
 
-    def run(self) -> None:
+    def start(self) -> None:
+        _thread.start_new_thread(self._run, ())
+
+    def _run(self) -> None:
         self._executor.outbox.nudge = self.nudge
         try:
             while not self._executor.lost:

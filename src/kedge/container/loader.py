@@ -95,20 +95,19 @@ def settle(launch: Launch) -> None:
     known = set(environment.sys_path)
     if known:
         sys.path[:] = [*environment.sys_path, *(entry for entry in sys.path if entry not in known)]
-        importlib.invalidate_caches()
     if environment.python_path:
         before = environment.python_path
         sys.path[:] = [*before, *(entry for entry in sys.path if entry not in before)]
-    os.environ.update(environment.variables)
-    os.environ.update(function.env)
-    names = {"KEDGE_CONTAINER_ID": launch.container, "KEDGE_IS_REMOTE": "1"}
+    names = dict(environment.variables) | dict(function.env)
+    names |= {"KEDGE_CONTAINER_ID": launch.container, "KEDGE_IS_REMOTE": "1"}
     names["KEDGE_ENVIRONMENT"] = launch.environment_name
     if environment.alias_modal:
         names |= {"MODAL_TASK_ID": launch.container, "MODAL_IS_REMOTE": "1"}
     if launch.devices:
         names["CUDA_VISIBLE_DEVICES"] = ",".join(str(device) for device in launch.devices)
     names |= dict(launch.device_variables)
-    os.environ.update(names)
+    # In a fork most of them are there, and each that is set again would take new memory.
+    os.environ.update({name: value for name, value in names.items() if os.environ.get(name) != value})
     try:
         if not launch.isolation.shares_files:  # its own files: nobody else minds
             os.makedirs(environment.directory, exist_ok=True)

@@ -14,6 +14,7 @@ on standard input, or on `--launch-fd N`.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import signal
@@ -48,10 +49,26 @@ COULD_NOT_CONNECT = 69
 
 
 def prepare() -> None:
-    """In a fork server, before it loads packages: some keep what they find as `sys.stderr` for ever."""
-    output.install()
-    brittle.make_sturdy()
+    """In a fork server, before it loads packages: some keep what they find as `sys.stderr` or `time.sleep` for ever."""
+    _change_output()
+    _change_python()
     rehearsal.rehearse()
+
+
+@functools.cache
+def _change_output() -> output.Outlet:
+    outlet = output.install()
+    children.install(outlet)
+    return outlet
+
+
+@functools.cache
+def _change_python() -> None:
+    """What user code finds different here. In a fork server, or in a container that starts fresh."""
+    inheritance.install(output.end_thread)
+    waits.install()
+    brittle.make_sturdy()
+    repeat_what_finalizers_drop()
 
 
 def run(launch: Launch, records: int | None = None) -> NoReturn:
@@ -62,10 +79,8 @@ def run(launch: Launch, records: int | None = None) -> NoReturn:
     code = CRASHED
     try:
         if records is not None:
-            outlet = output.install()
-            outlet.open(records)
-            children.install(outlet)
-        inheritance.install(output.end_thread)
+            _change_output().open(records)
+        _change_python()
         code = _live(launch)
     except BaseException:
         traceback.print_exc()
@@ -87,9 +102,6 @@ def _live(launch: Launch) -> int:
     executor = Executor(connection, Session(launch.function.concurrency.max_inputs), _end_at_once)
     IoThread(executor).start()
     _handle_signals(executor)
-    waits.install()
-    brittle.make_sturdy()
-    repeat_what_finalizers_drop()
     if launch.function.interrupt_sockets:
         from kedge.container import sockets
 
@@ -103,6 +115,7 @@ def _live(launch: Launch) -> int:
         address=launch.address,
         home=launch.home,
         container=launch.container,
+        token=launch.token,
         function=launch.function,
     )
     try:
@@ -116,7 +129,7 @@ def _live(launch: Launch) -> int:
         runner = Runner(loaded.service, blobs, user_loop.finish, loaded.prepare, apps)
     except BaseException as error:
         failure = error_info(error)
-        print(failure.traceback, file=sys.stderr, flush=True)
+        print(failure.traceback, end="", file=sys.stderr, flush=True)
         executor.outbox.send([ContainerFailed(failure)])
         return 1
     executor.open(runner, user_loop.get() if runner.has_async else None)

@@ -13,8 +13,7 @@ raised where the wait was, as on the main thread. So nothing polls, and nothing 
 slot threads listen, and only while the input may still be interrupted: cleaning up after that waits as always.
 
 Not woken: `Lock.acquire` (nobody may release it for its owner), `Thread.join`, `SimpleQueue.get`, sockets (unless
-somebody asks for it, see `sockets`) and files, `os.waitpid`, `os.system`, and whatever else is written in C; nor a
-`sleep` that a module of the fork server has imported by name before.
+somebody asks for it, see `sockets`) and files, `os.waitpid`, `os.system`, and whatever else is written in C.
 """
 
 from __future__ import annotations

@@ -64,7 +64,10 @@ def _own_package(name: str, directory: str) -> None:
     spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[directory])
     assert spec is not None
     assert spec.loader is not None
+    bare = sys.modules.get(name)
     package = sys.modules[name] = importlib.util.module_from_spec(spec)
+    if bare is not None:  # parts of it are there already
+        package.__dict__.update({key: part for key, part in bare.__dict__.items() if f"{name}.{key}" in sys.modules})
     spec.loader.exec_module(package)
 
 
@@ -76,7 +79,14 @@ def main() -> None:
     sys.path[:] = completed(own, runtime)
     sys.argv[1:] = []
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    (_bare_package if role in (SUPERVISOR, PROBE) else _own_package)("kedge", package)
+    if role != CONTAINER:
+        _bare_package("kedge", package)
+    if role == FORK_SERVER:
+        from kedge.engines import fork_hooks
+
+        fork_hooks.hold()
+    if role in (FORK_SERVER, CONTAINER):
+        _own_package("kedge", package)
     if role == PROBE:
         from kedge.engines import probe
 

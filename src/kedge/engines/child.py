@@ -145,7 +145,9 @@ def _move_in(launch: Launch, runtime: Sequence[str], forked: bool) -> None:
             stream.reconfigure(line_buffering=True)
     if forked:
         variables = threads.sized(dict(environment.variables), launch.function.resources.cpu)
-        os.environ.update({name: variables[name] for name in threads.VARIABLES})
+        os.environ.update(
+            {name: variables[name] for name in threads.VARIABLES if os.environ.get(name) != variables[name]}
+        )
         threads.resize_loaded(variables)
         _reseed()
 

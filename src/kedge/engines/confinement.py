@@ -16,7 +16,6 @@ import functools
 import os
 import platform
 import struct
-from collections.abc import Iterable
 
 from kedge.engines import kernel
 
@@ -111,6 +110,13 @@ _ALLOW = 0x7FFF0000
 _REFUSE = 0x00050000
 
 
+def prepare() -> None:
+    """In a fork server: what is the same for all of its containers, and takes nothing from itself."""
+    program()
+    landlock_version()
+    _narrow()
+
+
 def confine() -> None:
     """Gives up everything that is not needed inside. OSError where the kernel cannot do that."""
     kernel.prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -122,25 +128,31 @@ def confine() -> None:
     kernel.prctl(_PR_SET_SECCOMP, _SECCOMP_FILTER, ctypes.addressof(request))
 
 
-def _drop_capabilities(kept: Iterable[int] = KEPT) -> None:
-    wanted = set(kept)
+@functools.cache
+def _narrow() -> None:
+    """What neither this process nor a child of it can get any more by running another program."""
     for number in range(_LAST_CAPABILITY + 1):
-        if number not in wanted:
+        if number not in KEPT:
             try:
                 kernel.prctl(_PR_CAPBSET_DROP, number)
             except OSError:  # the first that this kernel does not know
                 break
     kernel.prctl(_PR_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
+
+
+def _drop_capabilities() -> None:
+    _narrow()
     header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION, 0), 8)
     data = ctypes.create_string_buffer(24)
     kernel.syscall(_CAPGET, header, data)
     _, low, _, _, high, _ = struct.unpack("6I", data.raw)
-    bits = sum(1 << number for number in wanted) & (low | high << 32)
+    bits = sum(1 << number for number in KEPT) & (low | high << 32)
     low, high = bits & 0xFFFFFFFF, bits >> 32
     data = ctypes.create_string_buffer(struct.pack("6I", low, low, 0, high, high, 0), 24)
     kernel.syscall(_CAPSET, header, data)
 
 
+@functools.cache
 def landlock_version() -> int:
     """0 where there is none."""
     try:

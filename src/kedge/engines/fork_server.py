@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kedge.engines import child, confinement, density, fork_safety, kernel, spawn, system
+from kedge.engines import child, confinement, density, fork_hooks, fork_safety, kernel, spawn, system
 from kedge.engines.boot import completed, library_entries
 from kedge.engines.bounds import Bounds, bind
 from kedge.engines.channel import (
@@ -80,7 +80,7 @@ class ForkServer:
         assert isinstance(order, ServerPrepared)
         if order.confined:
             [self._mounts] = self._channel.take(1)
-            confinement.program()  # the same for all of them
+            confinement.prepare()
         if order.sys_path:
             sys.path[:] = completed(library_entries(order.sys_path), self._runtime)
         unsafe = self._load_base(order.alias_modal)
@@ -149,7 +149,7 @@ class ForkServer:
         try:
             if self._mounts is not None:
                 kernel.setns(descriptors[4], kernel.NEWPID)  # for children: this process stays where it is
-            process = os.fork()
+            process = fork_hooks.fork()
         except OSError as error:
             for descriptor in descriptors:
                 os.close(descriptor)

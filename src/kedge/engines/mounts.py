@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from kedge.engines import kernel
+from kedge.engines.cover import Cover
 from kedge.model.spec import Bind, Isolation, VolumeMount
 
 ROOT, UPPER, WORK, HIDDEN, STAGE = "root", "upper", "work", "hidden", "stage"
 """Directories of a scratch directory."""
 OWN, MACHINES, NOBODYS = "own", "the machine's", "nobody's"
-_NODES = ("null", "zero", "full", "random", "urandom", "tty")
+_NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+NOTHING, _EMPTY = "/dev/null", "/dev/.empty"
+"""Who binds these to a file or a directory hides it."""
 _LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2", "ptmx": "pts/ptmx"}
 _GIVEN = ("proc", "sys", "dev")
 """Directories of the root that are made, never the machine's."""
@@ -47,27 +50,26 @@ def build(isolation: Isolation, scratch: str, needed: Sequence[str] = (), proc: 
     """
     kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
     root = os.path.join(scratch, ROOT)
-    for name in (ROOT, UPPER, WORK, HIDDEN, STAGE):
-        os.makedirs(os.path.join(scratch, name), mode=0o755, exist_ok=True)
-    pieces: list[Piece] = []
-    if isolation.shares_files:
-        _machine_root(root, pieces)
-    else:
-        _own_root(isolation, scratch, root, pieces)
-    _devices(isolation.devices, pieces)
+    for name in (ROOT, UPPER, WORK, STAGE):
+        _make_directory(os.path.join(scratch, name))
+    pieces = [_device(path) for path in isolation.devices]
     if proc == MACHINES:
         pieces.append(Piece(kernel.copy_tree("/proc"), "/proc", True))
     pieces.append(_shown(Bind("/sys", "/sys")))
     if not isolation.shares_files:
-        _files(isolation, scratch, needed, pieces)
-    pieces.extend(map(_shown, isolation.binds))
-    pieces.extend(volume_piece(volume, os.path.join(scratch, STAGE)) for volume in isolation.volumes)
+        pieces += _packages(isolation, scratch)
+        pieces += [_shown(Bind(path, path)) for path in _out_of_sight(isolation, needed)]
+    pieces += [_shown(bind) for bind in isolation.binds if bind.source != NOTHING or isolation.shares_files]
+    pieces += [volume_piece(volume, os.path.join(scratch, STAGE)) for volume in isolation.volumes]
+    first = _machine_root(root) if isolation.shares_files else _own_root(isolation, scratch, root, pieces)
     with _inside(root):
-        _make_dev()
-        for piece in pieces:
+        lacking = _make_dev()
+    first += [_device(path) for path in lacking]
+    with _inside(root):
+        for piece in (*first, *pieces):
             _attach(piece)
         if proc == OWN:
-            make_proc()
+            _make_proc()
     return root
 
 
@@ -79,19 +81,19 @@ def move_in(root: str) -> None:
     os.chdir("/")
 
 
-def make_proc() -> None:
+def _make_proc() -> None:
     """A /proc of the pid namespace of this process, without what belongs to the machine."""
     os.makedirs("/proc", exist_ok=True)
     kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
     for name in _READ_ONLY:
         if os.path.exists(f"/proc/{name}"):
             _attach(_shown(Bind(f"/proc/{name}", f"/proc/{name}")))
+    os.mkdir(_EMPTY)
     for name in _COVERED:
         path = f"/proc/{name}"
-        if os.path.isdir(path):
-            kernel.mount("tmpfs", path, "tmpfs", kernel.MS_RDONLY)
-        elif os.path.exists(path):
-            _attach(_shown(Bind("/dev/null", path)))
+        if os.path.exists(path):
+            _attach(_shown(Bind(_EMPTY if os.path.isdir(path) else NOTHING, path)))
+    os.rmdir(_EMPTY)  # it lives on where it was put
 
 
 def overlay(target: str, lower: Sequence[str], upper: str = "", work: str = "", flags: int = 0) -> None:
@@ -125,33 +127,43 @@ def volume_piece(volume: VolumeMount, stage: str) -> Piece:
 # ---------------------------------------------------------------- roots
 
 
-def _own_root(isolation: Isolation, scratch: str, root: str, pieces: list[Piece]) -> None:
+def _own_root(isolation: Isolation, scratch: str, root: str, above: Sequence[Piece]) -> list[Piece]:
+    """Mounts it. Returns what comes on it before the pieces `above`, whose places it has where that can be."""
     upper, work = os.path.join(scratch, UPPER), os.path.join(scratch, WORK)
     os.chmod(upper, 0o755)
-    if not isolation.layers and in_user_namespace():
-        _pieced_root(isolation, scratch, root, pieces)
-        return
-    overlay(root, isolation.layers or ("/",), upper, work)
-    if not isolation.layers:
-        # An overlay shows one file system. Others of the machine, such as a /usr of its own, come as they are.
-        out_of_sight = [f"/{name}" for name in _GIVEN] + list(isolation.hidden)
-        for path in _mount_points():
-            if not any(_within(path, hidden) for hidden in out_of_sight):
-                pieces.append(_shown(Bind(path, path)))  # noqa: PERF401
+    blank = [bind.target for bind in isolation.binds if bind.source == NOTHING]
+    if isolation.layers:
+        overlay(root, isolation.layers, upper, work)
+        return _masks(isolation.hidden, blank, scratch)
+    if in_user_namespace():
+        return [*_pieced_root(isolation, scratch, root), *_masks(isolation.hidden, blank, scratch)]
+    # An overlay shows one file system. Others of the machine, such as a /usr of its own, come as they are.
+    unseen = [*(f"/{name}" for name in _GIVEN), *isolation.hidden]
+    others = [path for path in _mount_points() if not _among(path, unseen)]
+    stage = os.path.join(scratch, STAGE)
+    with Cover(stage) as cover:
+        bare = [path for path in isolation.hidden if _among(path, others) or not cover.hide(path)]
+        seen = [path for path in blank if _among(path, others) or not cover.blank(path)]
+        for piece in above:
+            cover.put(piece.target, piece.directory)
+        overlay(root, [stage, "/"], upper, work)
+    return [*(_shown(Bind(path, path)) for path in others), *_masks(bare, seen, scratch)]
 
 
-def _machine_root(root: str, pieces: list[Piece]) -> None:
-    """A root in which directories can be made, holding everything that the machine's holds."""
+def _machine_root(root: str) -> list[Piece]:
+    """A root in which directories can be made, and everything that the machine's holds for it."""
     kernel.mount("tmpfs", root, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
+    pieces = []
     with os.scandir("/") as entries:
         for entry in entries:
             if entry.is_symlink():
                 os.symlink(os.readlink(entry.path), os.path.join(root, entry.name))
             elif entry.name not in _GIVEN:
                 pieces.append(Piece(kernel.copy_tree(entry.path), entry.path, entry.is_dir()))
+    return pieces
 
 
-def _pieced_root(isolation: Isolation, scratch: str, root: str, pieces: list[Piece]) -> None:
+def _pieced_root(isolation: Isolation, scratch: str, root: str) -> list[Piece]:
     """In a user namespace the machine's root cannot be overlaid as a whole, since others have mounted things below it:
     each of its directories is, and one for which that is true again is shown as it is."""
     upper, stage = os.path.join(scratch, UPPER), os.path.join(scratch, STAGE)
@@ -159,6 +171,7 @@ def _pieced_root(isolation: Isolation, scratch: str, root: str, pieces: list[Pie
     os.makedirs(own, exist_ok=True)
     kernel.mount(own, root, flags=kernel.MS_BIND)
     skipped = {f"/{name}" for name in _GIVEN} | set(isolation.hidden)
+    pieces = []
     for name in os.listdir("/"):
         path = f"/{name}"
         if os.path.islink(path):
@@ -172,12 +185,17 @@ def _pieced_root(isolation: Isolation, scratch: str, root: str, pieces: list[Pie
                 pieces.append(Piece(_lifted(stage), path, True))
             except OSError:
                 pieces.append(_shown(Bind(path, path)))
+    return pieces
 
 
-def _files(isolation: Isolation, scratch: str, needed: Sequence[str], pieces: list[Piece]) -> None:
-    for number, target in enumerate(isolation.hidden):
+def _masks(directories: Sequence[str], files: Sequence[str], scratch: str) -> list[Piece]:
+    """What hides them where no cover does: empty directories on disk, and files in which nothing is."""
+    pieces = []
+    if directories:
+        _make_directory(os.path.join(scratch, HIDDEN))
+    for number, target in enumerate(directories):
         place = os.path.join(scratch, HIDDEN, str(number))
-        os.makedirs(place, exist_ok=True)
+        _make_directory(place)
         try:
             os.chmod(place, stat.S_IMODE(os.stat(target).st_mode))
         except OSError:  # the machine has no such directory
@@ -185,29 +203,38 @@ def _files(isolation: Isolation, scratch: str, needed: Sequence[str], pieces: li
         descriptor = kernel.copy_tree(place)
         kernel.restrict(descriptor, kernel.ATTR_NODEV)
         pieces.append(Piece(descriptor, target, True))
-    if isolation.packages:
-        if isolation.package_layers:
-            stage = os.path.join(scratch, STAGE)
-            overlay(stage, [*isolation.package_layers, isolation.packages], flags=kernel.MS_RDONLY)
-            pieces.append(Piece(_lifted(stage), isolation.packages, True))
-        else:
-            pieces.append(_shown(Bind(isolation.packages, isolation.packages)))
-    for path in needed:
-        seen = any(_within(path, bind.target) for bind in isolation.binds)
-        if not seen and (isolation.layers or any(_within(path, hidden) for hidden in isolation.hidden)):
-            pieces.append(_shown(Bind(path, path)))
+    return pieces + [_shown(Bind(NOTHING, path)) for path in files]
 
 
-def _devices(further: Sequence[str], pieces: list[Piece]) -> None:
-    paths = (*(f"/dev/{name}" for name in _NODES), *further)
-    for path in paths:
-        descriptor = kernel.copy_tree(path)
-        # They are the machine's own nodes: what is read-only is their mode and owner, never the device.
-        kernel.restrict(descriptor, kernel.ATTR_NOSUID | kernel.ATTR_RDONLY)
-        pieces.append(Piece(descriptor, path, os.path.isdir(path)))
+def _packages(isolation: Isolation, scratch: str) -> list[Piece]:
+    if not isolation.packages:
+        return []
+    if not isolation.package_layers:
+        return [_shown(Bind(isolation.packages, isolation.packages))]
+    stage = os.path.join(scratch, STAGE)
+    overlay(stage, [*isolation.package_layers, isolation.packages], flags=kernel.MS_RDONLY)
+    return [Piece(_lifted(stage), isolation.packages, True)]
 
 
-def _make_dev() -> None:
+def _out_of_sight(isolation: Isolation, needed: Sequence[str]) -> list[str]:
+    """Which of the needed directories are neither in the root nor in what is shown there."""
+    return [
+        path
+        for path in needed
+        if not any(_within(path, bind.target) for bind in isolation.binds)
+        and (isolation.layers or _among(path, isolation.hidden))
+    ]
+
+
+def _device(path: str) -> Piece:
+    """The machine's own node: what is read-only is its mode and owner, never the device."""
+    descriptor = kernel.copy_tree(path)
+    kernel.restrict(descriptor, kernel.ATTR_NOSUID | kernel.ATTR_RDONLY)
+    return Piece(descriptor, path, os.path.isdir(path))
+
+
+def _make_dev() -> list[str]:
+    """Returns the nodes that this process may not make: they have to be the machine's."""
     os.makedirs("/dev", exist_ok=True)
     quiet = kernel.MS_NOSUID | kernel.MS_NOEXEC
     kernel.mount("tmpfs", "/dev", "tmpfs", kernel.MS_NOSUID, "mode=755,size=64k")
@@ -217,9 +244,25 @@ def _make_dev() -> None:
     kernel.mount("tmpfs", "/dev/shm", "tmpfs", quiet | kernel.MS_NODEV, "mode=1777")
     for name, target in _LINKS.items():
         os.symlink(target, f"/dev/{name}")
+    lacking = []
+    for name, number in _NODES.items():
+        path = f"/dev/{name}"
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(*number))
+            os.chmod(path, 0o666)  # whatever the umask is
+        except PermissionError:
+            lacking.append(path)
+    return lacking
 
 
 # ---------------------------------------------------------------- pieces
+
+
+def _make_directory(path: str) -> None:
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        pass
 
 
 def _shown(bind: Bind) -> Piece:
@@ -297,6 +340,10 @@ def _whole(path: str) -> bytes:
 
 def _within(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _among(path: str, directories: Iterable[str]) -> bool:
+    return any(_within(path, directory) for directory in directories)
 
 
 def _escaped(path: str) -> str:

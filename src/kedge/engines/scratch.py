@@ -7,6 +7,7 @@ soon as the container has ended.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ def make(path: str) -> None:
     """Creates it. OSError where that cannot be."""
     os.makedirs(path, mode=0o755, exist_ok=True)
     with open(os.path.join(path, OWNER), "w", encoding="ascii") as file:
-        file.write(_identity(os.getpid()))
+        file.write(_own_identity(os.getpid()))
 
 
 def make_stage(path: str) -> str:
@@ -65,6 +66,11 @@ def sweep(directory: str, before: Callable[[str], None] | None = None) -> None:
             if before is not None:
                 before(path)
             clear(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _own_identity(process: int) -> str:
+    return _identity(process)
 
 
 def _identity(process: int) -> str:
