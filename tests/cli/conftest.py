@@ -14,6 +14,8 @@ from kedge.cli.main import main
 from kedge.sdk import alias, invocation
 from kedge.sdk.app_run import AppRun
 from kedge.sdk.target import Target
+from kedge.server.volume_desk import VolumeDesk
+from kedge.server.volumes import Volumes
 from tests.cli.live import Live
 from tests.server.fake_engine import hold
 
@@ -80,3 +82,24 @@ def live(own_home: Path) -> Iterator[Live]:
     """A server whose containers keep what they are given."""
     with Live(own_home, hold) as live:
         yield live
+
+
+@pytest.fixture
+def live_with_volumes(live: Live) -> Iterator[Live]:
+    made: list[tuple[Volumes, VolumeDesk]] = []
+
+    async def furnish() -> None:
+        volumes = Volumes(live.home / "volumes", durable=False)
+        desk = VolumeDesk(volumes, live.shell.rpc.container_of)
+        live.shell.office.attend(desk.answers)
+        live.shell.office.departures.append(desk.departed)
+        made.append((volumes, desk))
+
+    async def close() -> None:
+        for volumes, desk in made:
+            await desk.close()
+            await volumes.close()
+
+    live.do(furnish)
+    yield live
+    live.do(close)

@@ -335,6 +335,18 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(
     assert shown == [10, 20, 40, 80]
 
 
+def test_progress_counts_from_when_there_is_something_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    display = PlainDisplay("demo")
+    for elapsed, pools in [(17.0, []), (18.0, [pool("f", submitted=1, starting=1)]), (29.0, [pool("f", submitted=1)])]:
+        monkeypatch.setattr(PlainDisplay, "elapsed", elapsed)
+        display.progress(pools)
+    assert capsys.readouterr().err == "kedge: 0 of 1 input, 0 containers (11.0 s)\n", "not of building an image before"
+    display.finish("Done")
+    assert capsys.readouterr().err.endswith("29.0 s\n"), "the end counts all of it"
+
+
 def test_timestamps_begin_each_line(capsys: pytest.CaptureFixture[str]) -> None:
     display = PlainDisplay("demo", timestamps=True)
     display.captured(output(b"one\ntwo\n", at=1_700_000_000.25))

@@ -57,6 +57,21 @@ def test_everything_is_shown_on_request(monkeypatch: pytest.MonkeyPatch) -> None
     assert traceback_text(ConnectionError("gone")) == "kedge.exception.ConnectionError: gone\n"
 
 
+def test_frames_of_installed_packages_are_one_line() -> None:
+    frames = [("/app/script.py", 15, "train", "model(x)")]
+    frames += [(f"/usr/lib/python3.11/site-packages/torch/{name}.py", 1, name, "y") for name in "abc"]
+    error = ValueError("bad")
+    tracebacks.attach(error, frames, "")
+    assert traceback_text(error).splitlines()[1:] == [
+        '  File "remote:/app/script.py", line 15, in train',
+        "    model(x)",
+        "  … 2 frames in site-packages/torch",
+        '  File "remote:/usr/lib/python3.11/site-packages/torch/c.py", line 1, in c',
+        "    y",
+        "ValueError: bad",
+    ]
+
+
 @pytest.mark.parametrize(
     ("cause", "shown"),
     [

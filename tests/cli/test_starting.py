@@ -22,8 +22,11 @@ class Remembering(PlainDisplay):
         super().__init__("shop")
         self.loading: list[list[tuple[str, str]]] = []
 
-    def starting(self, functions: list[tuple[str, str]]) -> None:
+        self.times: list[float] = []
+
+    def starting(self, functions: list[tuple[str, str]], elapsed: float) -> None:
         self.loading.append(functions)
+        self.times.append(elapsed)
 
 
 def test_functions_that_have_not_come_up_with_their_last_line() -> None:
@@ -39,17 +42,29 @@ def test_functions_that_have_not_come_up_with_their_last_line() -> None:
     assert display.loading == [[("M", "shard 2"), ("N", "")], [("M", "20 %")], []]
 
 
+def test_time_counts_from_when_containers_were_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = Remembering()
+    sink = Starting(display)
+    starting, up = [pool("M", starting=1)], [pool("M", containers=1)]
+    for elapsed, pools in [(17.0, []), (20.0, starting), (25.0, starting), (26.0, up), (30.0, starting)]:
+        monkeypatch.setattr(displays.Display, "elapsed", elapsed)
+        sink.progress(pools)
+    assert display.times == [0.0, 0.0, 5.0, 0.0, 0.0], "the image was built in the first 17 seconds"
+
+
 def test_without_a_terminal_it_is_a_line_now_and_then(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     display = PlainDisplay("shop")
     for elapsed in (1.0, 10.1, 11.0, 19.9, 20.4):
-        monkeypatch.setattr(displays.Display, "elapsed", elapsed)
-        display.starting([("M", "shard 2"), ("N", "")])
-    display.starting([])
+        display.starting([("M", "shard 2"), ("N", "")], elapsed)
+    display.starting([], 0.0)
+    for elapsed in (0.0, 10.0):
+        display.starting([("N", "")], elapsed)
     assert capsys.readouterr().err.splitlines() == [
         "kedge: still starting: M, N (10 s); M: shard 2",
         "kedge: still starting: M, N (20 s); M: shard 2",
+        "kedge: still starting: N (10 s)",
     ]
 
 

@@ -80,6 +80,7 @@ def test_an_import_error_is_reported_with_the_user_s_frames(plane: FakePlane, tm
     assert "import no_such_oven" in failed.error.traceback
     assert "importlib" not in failed.error.traceback
     assert plane.wait_exit() == 1
+    assert plane.errors() == failed.error.traceback, "its log has it once, without an empty line"
 
 
 def test_code_that_exits_at_import_is_an_import_error(plane: FakePlane, tmp_path: Path) -> None:

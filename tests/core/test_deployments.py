@@ -695,7 +695,7 @@ def test_an_app_that_is_stopped_while_its_first_version_gives_it_its_place_was_n
     b.lose("ct-1")
     assert error(b, 1).startswith("a has been stopped meanwhile")
     assert b.replies(2)[0].value == {"app": D}
-    assert [o for to, o in b.commands if to == STORE] == []
+    assert [o for to, o in b.commands if to == STORE] == [p.AppOver("ap-v1")], "and nothing of a deployment"
 
 
 def test_a_version_that_is_stopped_by_its_own_id_while_it_is_tried_is_given_up(bench: Make) -> None:

@@ -7,6 +7,7 @@ import pytest
 from kedge.core.backoff import BACKOFF_S
 from kedge.core.fleet import EXIT_GRACE_S, LAST_MOMENT_S, MAX_CRASHES
 from kedge.core.outbox import ENGINE
+from kedge.core.room import LASTING_S
 from kedge.model import protocol as p
 from kedge.model.payload import INIT_FAILURE, SUCCESS, ErrorInfo
 from kedge.model.spec import AutoscalerSettings, GpuRequest, MethodSpec, Resources
@@ -472,18 +473,40 @@ def two(bench: Make, cpu: float = 4.0, **options: object) -> Bench:
     return bench(function("f", autoscaler=HOUR, **options), function("g", autoscaler=HOUR, **options), cpu=cpu)
 
 
-def test_what_waits_for_room_says_so_once(bench: Make) -> None:
+def notices(bench: Bench) -> list[p.Notice]:
+    return [order for _, order in bench.commands if isinstance(order, p.Notice)]
+
+
+def test_what_waits_for_room_says_so_once_where_that_lasts(bench: Make) -> None:
     b = two(bench, resources=WHOLE)
     b.submit(1)
     b.ready()
     b.submit(1, "fc-2", G)
     b.submit(1, "fc-2", G)
-    notices = [order for to, order in b.commands if isinstance(order, p.Notice)]
+    b.wait(LASTING_S * 0.9)
+    assert notices(b) == [], "it may have room in a moment"
+    b.wait(LASTING_S * 5)
     text = "g waits for room: a container asks for 4 cpu and 128 MiB; n1: 4 of 4 cpu and 128 of 65536 MiB are taken"
-    assert notices == [p.Notice("ap-1", text, "room")]
+    assert notices(b) == [p.Notice("ap-1", text, "room")]
     assert "asks for 4 cpu" in str(b.plane.pools[G].statistics()["waiting_for_room"])
     b.lose("ct-1", exit_code=0)
     assert b.plane.pools[G].statistics()["waiting_for_room"] == ""
+
+
+def test_what_has_room_again_in_a_moment_says_nothing_and_later_waits_anew(bench: Make) -> None:
+    b = two(bench, resources=WHOLE)
+    b.submit(1)
+    b.ready()
+    b.submit(1, "fc-2", G)
+    b.wait(LASTING_S * 0.9)
+    b.finish("ct-1")
+    b.lose("ct-1", exit_code=0)
+    b.ready("ct-2")
+    b.submit(1, "fc-3")
+    b.wait(LASTING_S * 0.9)
+    assert notices(b) == [], "g waited for a moment and f for another one"
+    b.wait(LASTING_S)
+    assert [notice.text.partition(":")[0] for notice in notices(b)] == ["f waits for room"]
 
 
 def test_an_idle_container_leaves_for_another_function(bench: Make) -> None:

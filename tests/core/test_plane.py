@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from kedge.core.outbox import ENGINE
+from kedge.core.outbox import ENGINE, STORE
 from kedge.model import protocol as p
-from kedge.model.payload import SUCCESS, TERMINATED
+from kedge.model.payload import SUCCESS, TERMINATED, Result
 from kedge.model.spec import AutoscalerSettings, ImageSpec, ImageStep, MethodSpec, ParameterSpec, Variant
 from tests.core.conftest import Bench, F, Make, app, function
 
@@ -65,8 +65,10 @@ def test_stopping_an_app(bench: Make) -> None:
     b.submit(1, "fc-2")
     assert refusal(b) == "the app a has stopped: you said so"
     for container in b.started:
+        assert b.orders(p.AppOver) == []
         b.lose(container, exit_code=0)
     assert b.replies(9) == [p.Reply(9, {"app": "ap-1"})]
+    assert b.orders(p.AppOver, STORE) == [p.AppOver("ap-1")]
     assert (b.plane.apps, b.plane.pools, b.plane.calls.by_id) == ({}, {}, {})
     b.submit(1, "fc-3")
     assert "there is no running function" in refusal(b)
@@ -230,7 +232,7 @@ def test_live_settings(bench: Make) -> None:
         (p.InputsStarted([1]), "ct-99", "inputs started by a container that is gone"),
         (p.InputsReturned([1]), "ct-99", "inputs returned by a container that is gone"),
         (p.InputsReturned([77]), "ct-1", "returned a lease that is over"),
-        (p.InputsFinished([p.Finished(77, p.Result())]), "ct-1", "finished a lease that is over"),
+        (p.InputsFinished([p.Finished(77, Result())]), "ct-1", "finished a lease that is over"),
         (p.ContainerLost("ct-99"), "", "lost a container that is gone"),
     ],
 )

@@ -120,6 +120,32 @@ def test_containers_find_what_the_program_has_added_and_only_what_is_new_is_buil
     assert "building the image: pip_install_from_requirements requirements.txt (step 2 of 3)" in forced.stderr
 
 
+SPACES = """
+import kedge
+from tools.text import clean
+
+app = kedge.App("spaces", image=kedge.Image.debian_slim().add_local_python_source("extra"))
+
+@app.function()
+def tidy(text):
+    from extra.late import shout
+    return shout(clean(text))
+
+@app.local_entrypoint()
+def main():
+    print(tidy.remote("  a  "))
+"""
+
+
+@pytest.mark.parametrize("how", [["spaces.py"], ["-m", "jobs.spaces"]])
+def test_packages_without_init_go_along(desk: Place, how: list[str]) -> None:
+    desk.write("spaces.py", SPACES)
+    desk.write("jobs/spaces.py", SPACES)
+    desk.write("tools/text.py", "clean = str.strip\n")
+    desk.write("extra/late.py", "shout = str.upper\n")
+    assert desk.kedge("run", *how).stdout == "A\n"
+
+
 def test_an_image_is_built_ahead_listed_and_removed(desk: Place) -> None:
     built = desk.kedge("image", "build", "app.py")
     assert "reader" not in built.stdout

@@ -6,17 +6,19 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kedge.exception import InvalidError
-from kedge.images import advice, interpreters, store, trees, uvtool
+from kedge.images import advice, interpreters, overlay, store, trees, uvtool
 from kedge.images.buildlog import BuildLog
 from kedge.images.interpreters import Candidate, candidates, choose, missing
 from kedge.images.python_steps import dependencies, git_access, repository_address
 from kedge.images.running import inherited
 from kedge.images.store import Store
+from kedge.wire import removal
 
 # ---------------------------------------------------------------- interpreters
 
@@ -273,8 +275,20 @@ def test_what_a_command_has_changed_is_applied(tmp_path: Path) -> None:
     }
 
 
+def test_nothing_is_put_into_a_directory_that_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(removal, "remove", lambda path: None)
+    with pytest.raises(PermissionError, match="what is in this directory cannot be removed"):
+        trees.link_file(tmp_path / "file", tmp_path / "there")
+    assert not os.listdir(tmp_path / "there")
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the walk that gave up
-def test_a_layer_of_any_depth_can_be_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("remove", [store.remove, overlay.remove_tree, trees.discard])
+def test_a_layer_of_any_depth_can_be_removed(tmp_path: Path, remove: Callable[[Path], None]) -> None:
     top = tmp_path / "layer"
     top.mkdir()
     here = os.open(top, os.O_RDONLY)
@@ -284,7 +298,7 @@ def test_a_layer_of_any_depth_can_be_removed(tmp_path: Path) -> None:
         os.close(above)
     os.close(here)
     try:
-        store.remove(top)
+        remove(top)
         assert not top.exists()
     finally:  # pytest could not remove it either
         subprocess.run(["rm", "-rf", str(top)], check=True)

@@ -50,7 +50,7 @@ class FakePlane:
         """Where it answers requests, as it says to who connects."""
         self.deployed: dict[tuple[str, str], p.AppDeployed] = {}
         """What was deployed last, by environment and name."""
-        self.refuse_deploy: p.ErrorInfo | None = None
+        self.refuse_deploy: ErrorInfo | None = None
         self.code: dict[str, list[tuple[str, bytes]]] = {}
         """Files that were uploaded, by digest."""
         self._changed = threading.Condition()

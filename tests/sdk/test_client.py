@@ -18,7 +18,7 @@ import pytest
 from kedge import exception
 from kedge.model import protocol as p
 from kedge.sdk import client as client_module
-from kedge.sdk import invocation, link, output
+from kedge.sdk import context, invocation, link, output
 from kedge.sdk.client import Client, new_call_id
 from kedge.sdk.target import Target
 from tests.sdk.conftest import target
@@ -46,6 +46,19 @@ def test_call_ids_are_unique_and_differ_after_a_fork() -> None:
     os.close(reader)
     os.close(writer)
     assert theirs[:15] != new_call_id()[:15]
+
+
+def test_code_in_a_container_says_which_to_the_server_of_that_one_and_to_nobody_else() -> None:
+    try:
+        context.set_container(app_id="ap-1", address="/plane.sock", container="ct-1", token="mine")
+        inside = link.hello(Client("/plane.sock"))
+        assert (inside.role, inside.identity, inside.token) == (p.CLIENT, "ct-1", "mine")
+        elsewhere = link.hello(Client("tcp://other:1", "theirs"))
+        assert (elsewhere.identity, elsewhere.token) == ("", "theirs")
+    finally:
+        context.clear_container()
+    outside = link.hello(Client("/plane.sock"))
+    assert (outside.identity, outside.token) == ("", "")
 
 
 def test_a_forked_child_has_no_client_of_its_parent(plane: FakePlane, client: Client) -> None:

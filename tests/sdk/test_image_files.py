@@ -12,7 +12,7 @@ import pytest
 import kedge
 from kedge.exception import InvalidError, ModuleNotMountable, NotFoundError
 from kedge.model.spec import CodeSpec, ImageSpec, LocalFiles
-from kedge.sdk import image_files, local_files, recipe
+from kedge.sdk import image_files, local_files, recipe, snapshot
 from kedge.sdk.serializer import PYTHON
 from kedge.wire import trees
 
@@ -197,6 +197,29 @@ def test_python_source_is_found_by_name_and_only_python(project: Path, monkeypat
     spec = bound(base().add_local_python_source("pack", ignore=["m.py"]), project)
     assert "pack/data.txt" in contents(spec.mounts[0])
     assert not any("__pycache__" in path for path in contents(spec.mounts[0]))
+
+
+def test_of_a_namespace_package_what_is_installed_is_left_to_the_image(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(
+        project,
+        {"here/firm/text.py": "", "here/firm/deep/m.py": "", "site/firm/n.py": "", "site/firm/only/__init__.py": ""},
+    )
+    for place in ("site", "here"):
+        monkeypatch.syspath_prepend(str(project / place))
+    monkeypatch.setattr(snapshot.site, "getsitepackages", lambda: [str(project / "site")])
+    shipped = {
+        name: sorted(contents(bound(base().add_local_python_source(name), project).mounts[0]))
+        for name in ("firm", "firm.deep", "firm.only")
+    }
+    assert shipped == {
+        "firm": ["firm/deep/m.py", "firm/text.py"],
+        "firm.deep": ["firm/deep/m.py"],
+        "firm.only": ["firm/only/__init__.py"],
+    }
+    with pytest.raises(ModuleNotMountable, match=r"there is no firm\.nope in .*/here/firm"):
+        bound(base().add_local_python_source("firm.nope"), project)
 
 
 def weights(name: str) -> str:

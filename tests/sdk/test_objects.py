@@ -323,6 +323,15 @@ def test_names(live: Live) -> None:
         kedge.Queue.from_name("a b")
 
 
+@pytest.mark.parametrize("kind", [kedge.Dict, kedge.Queue, kedge.Secret])
+def test_a_name_that_cannot_be_is_refused_before_a_server_is_looked_for(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "current", lambda: pytest.fail("a server was looked for"))
+    with pytest.raises(InvalidError, match=rf"{kind.__name__}.objects.delete: name may hold letters"):
+        kind.objects.delete("a b")
+
+
 def test_a_handle_takes_its_environment_along(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEDGE_ENVIRONMENT", "staging")
     here = kedge.Dict.from_name("d", create_if_missing=True)

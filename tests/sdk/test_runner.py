@@ -16,6 +16,7 @@ import pytest
 
 from kedge import exception
 from kedge.model import protocol as p
+from kedge.model.payload import ErrorInfo
 from kedge.model.spec import FunctionSpec
 from kedge.sdk import client as client_module
 from kedge.sdk import invocation, output, runner, server_process
@@ -156,7 +157,7 @@ def test_after_a_reconnect_the_app_is_created_again_unless_it_has_stopped(plane:
 
 def test_an_app_that_is_refused_leaves_nothing_behind(plane: FakePlane, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: FakePlane, message: p.AppCreated, link: Any) -> None:
-        link.send([p.Reply(message.request, None, p.ErrorInfo("InvalidError", "no room for it"))])
+        link.send([p.Reply(message.request, None, ErrorInfo("InvalidError", "no room for it"))])
 
     monkeypatch.setattr(FakePlane, "_on_AppCreated", refuse)
     app = FakeApp()

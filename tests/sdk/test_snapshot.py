@@ -116,6 +116,31 @@ def test_a_namespace_package_beside_goes_along(project: Path, tmp_path: Path) ->
     assert stored(take(tmp_path, "shop_single")) == ["shop_single.py", "shop_space/part.py"]
 
 
+def test_a_module_in_a_namespace_package_is_shipped_with_what_is_in_the_same_place(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    for path in (project / "shop_space" / "deep" / "part.py", other / "shop_space" / "installed.py"):
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+    monkeypatch.syspath_prepend(str(other))
+    importlib.import_module("shop_space.installed")
+    importlib.import_module("shop_single")
+    code = take(tmp_path, "shop_space.deep.part")
+    assert stored(code) == ["shop_single.py", "shop_space/deep/part.py"]
+    assert (code.module, code.is_package, code.main) == ("shop_space", True, False)
+    assert code.origin == str(project / "shop_space")
+
+
+def test_a_namespace_package_that_is_installed_is_not_shipped(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "shop_space").mkdir()
+    (project / "shop_space" / "part.py").write_text("")
+    monkeypatch.setattr(snapshot.site, "getsitepackages", lambda: [str(project)])
+    assert take(tmp_path, "shop_space.part") == CodeSpec()
+
+
 def test_what_is_too_much_beside_stays_where_it_is(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kedge import exception
-from kedge.model.payload import FAILURE, INIT_FAILURE, INTERNAL_FAILURE, TERMINATED, TIMEOUT, ErrorInfo
+from kedge.model.payload import FAILURE, INIT_FAILURE, INTERNAL_FAILURE, TERMINATED, TIMEOUT, ErrorInfo, Result
 from kedge.sdk import serializer
-from kedge.sdk.serializer import MESSAGE_LIMIT, error_info, to_exception
-from kedge.sdk.tracebacks import FRAME_LIMIT, TEXT_LIMIT, user_frames
+from kedge.sdk.serializer import MESSAGE_LIMIT, error_info, from_result, to_exception
+from kedge.sdk.tracebacks import FRAME_LIMIT, TEXT_LIMIT, folded, innermost, user_frames
 
 
 class Odd(Exception):
@@ -222,3 +222,134 @@ def test_an_error_while_starting_is_the_users_own_where_it_can_be() -> None:
 def test_rebuilt_exceptions_pickle_again() -> None:
     back = to_exception(info_of(raiser(ValueError("bad"), KeyError("cause"))))
     assert pickle.loads(pickle.dumps(back)).args == ("bad",)
+
+
+# ---------------------------------------------------------------- as people see them
+
+PLACE = "/venv/lib/python3.12/site-packages"
+LONG = f"""\
+Traceback (most recent call last):
+  File "/app/shop.py", line 3, in train
+    step(model)
+    ~~~~^^^^^^^
+  File "{PLACE}/torch/nn.py", line 1, in a
+    b()
+  File "/usr/lib/python3.12/contextlib.py", line 2, in b
+    c()
+    ^^^
+  File "{PLACE}/torch/cuda.py", line 3, in c
+  [Previous line repeated 9 more times]
+  File "{PLACE}/six.py", line 4, in d
+    e()
+  File "/app/shop.py", line 9, in hook
+    f()
+  File "{PLACE}/torch/nn.py", line 5, in f
+    g()
+  File "/app/shop.py", line 11, in g
+    h()
+  File "/usr/lib/python3.12/json.py", line 5, in h
+    i()
+  File "/usr/lib/python3.12/json.py", line 6, in i
+    j()
+  File "{PLACE}/torch/nn.py", line 7, in j
+    raise Odd
+torch.Odd: three lines,
+  File "{PLACE}/torch/nn.py" is one of them
+"""
+FOLDED = f"""\
+Traceback (most recent call last):
+  File "/app/shop.py", line 3, in train
+    step(model)
+    ~~~~^^^^^^^
+  … 4 frames in site-packages/torch, site-packages/six
+  File "/app/shop.py", line 9, in hook
+    f()
+  File "{PLACE}/torch/nn.py", line 5, in f
+    g()
+  File "/app/shop.py", line 11, in g
+    h()
+  File "/usr/lib/python3.12/json.py", line 5, in h
+    i()
+  File "/usr/lib/python3.12/json.py", line 6, in i
+    j()
+  File "{PLACE}/torch/nn.py", line 7, in j
+    raise Odd
+torch.Odd: three lines,
+  File "{PLACE}/torch/nn.py" is one of them
+"""
+
+
+def test_runs_of_frames_in_installed_packages_are_folded() -> None:
+    assert folded(LONG) == FOLDED
+    assert folded("") == ""
+
+
+def test_frames_in_members_of_a_group_keep_their_place() -> None:
+    text = "".join(f'    |   File "{PLACE}/db/{name}.py", line 1, in {name}\n    |     x()\n' for name in "abc")
+    rest = "    | ValueError: no\n    +------------------------------------\n"
+    kept = f'    |   … 2 frames in site-packages/db\n    |   File "{PLACE}/db/c.py", line 1, in c\n    |     x()\n'
+    assert folded(text + rest) == kept + rest
+
+
+def test_nothing_is_folded_for_who_wants_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEDGE_TRACEBACK", "1")
+    assert folded(LONG) == LONG
+
+
+def test_where_only_text_comes_back_it_is_folded() -> None:
+    text = str(to_exception(ErrorInfo("Odd", "bad", LONG, module="torch")))
+    assert text.startswith("torch.Odd: bad\n(raised in the container; it is shown as text")
+    assert text.endswith(FOLDED.rstrip())
+    cause = to_exception(ErrorInfo("ValueError", "bad", f"{LONG}\n{LINK}Traceback (most recent call last):\nx"))
+    assert "in site-packages/torch" in str(cause), str(cause)
+
+
+LINK = "\nThe above exception was the direct cause of the following exception:\n\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "kept"),
+    [
+        (["shop.py", "model.py"], ["model.py"]),
+        (["shop.py", f"{PLACE}/torch/a.py", f"{PLACE}/torch/b.py"], ["shop.py", f"{PLACE}/torch/b.py"]),
+        ([f"remote:{PLACE}/torch/a.py", "/opt/lib/python3.12/json.py"], ["/opt/lib/python3.12/json.py"]),
+        ([], []),
+    ],
+)
+def test_the_innermost_frames_are_where_it_failed(files: list[str], kept: list[str]) -> None:
+    assert [frame[0] for frame in innermost([(file, 1, "f", "") for file in files])] == kept
+
+
+def failed_start(raising: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as caught:
+        from_result(Result(INIT_FAILURE, error=info_of(raising)), None, "f")
+    return caught.value
+
+
+def through_a_helper() -> None:
+    raiser(ModuleNotFoundError("No module named 'torch'", name="torch"), KeyError("the cause"))()
+
+
+def test_why_a_container_did_not_start_is_told_without_repeating_what_it_has_printed() -> None:
+    error = failed_start(through_a_helper)
+    assert type(error) is ModuleNotFoundError
+    text = printed(error)
+    assert text.count("remote:") == 1
+    assert "in user_code" in text
+    assert "in through_a_helper" not in text
+    assert "the cause" not in text
+    assert text.endswith("(while its container started; `kedge logs` has the whole traceback)\n")
+
+
+def test_nor_where_the_exception_cannot_be_rebuilt() -> None:
+    error = failed_start(raiser(Odd(1, 2)))
+    assert str(error) == f"the container could not start: {__name__}.Odd: 1 and 2"
+    assert "in user_code" in printed(error)
+
+
+def test_all_of_it_is_told_where_nobody_has_seen_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed = printed(to_exception(info_of(through_a_helper), INIT_FAILURE))
+    monkeypatch.setenv("KEDGE_TRACEBACK", "1")
+    for text in (deployed, printed(failed_start(through_a_helper))):
+        assert "in through_a_helper" in text
+        assert "the cause" in text

@@ -144,7 +144,7 @@ class Harbour:
         ref = VolumeRef(target="/data", name="data", create=True, **options)
 
         async def mount() -> VolumeMount:
-            return self.volumes.mount(ref, "main", container, "", 0)
+            return self.volumes.mount(ref, "main", container, 0)
 
         control: Any = object()
         context.set_container(app_id="ap-1", container=container, address=self.live.shell.path, control=control)
@@ -159,7 +159,7 @@ def harbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harbour
 
         async def furnish() -> None:
             volumes = Volumes(tmp_path / "volumes", durable=False)
-            desk = VolumeDesk(volumes)
+            desk = VolumeDesk(volumes, lambda session: here.container if (here := context.container()) else "")
             live.shell.office.attend(desk.answers)
             live.shell.office.departures.append(desk.departed)
             made.extend((volumes, desk))

@@ -22,7 +22,7 @@ class Shelf:
     def __init__(self) -> None:
         self.did: list[Any] = []
 
-    def mount(self, ref: VolumeRef, environment: str, container: str, scratch: str, number: int) -> VolumeMount:
+    def mount(self, ref: VolumeRef, environment: str, container: str, number: int) -> VolumeMount:
         if ref.name == "missing":
             raise NotFoundError("there is no volume 'missing'")
         self.did.append((ref.name, environment, "read-only" if ref.read_only else "writable", number))

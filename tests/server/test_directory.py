@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from kedge.server.directory import SOCKET_PATH_LIMIT, StateDirectory
+from kedge.server.directory import SOCKET_PATH_LIMIT, StateDirectory, is_taken
+from kedge.server.main import await_turn
 
 
 def mode(path: Path) -> int:
@@ -116,3 +117,22 @@ def test_a_token_stays_the_same(tmp_path: Path) -> None:
         assert directory.token() == token
     with StateDirectory(tmp_path, private=True) as private:
         assert private.token() != token
+
+
+def test_a_directory_is_taken_as_long_as_its_server_lives(tmp_path: Path) -> None:
+    path = tmp_path / "server"
+    assert not is_taken(path)
+    with StateDirectory(tmp_path, private=False):
+        assert is_taken(path)
+    assert not is_taken(path)
+
+
+def test_a_server_waits_for_its_turn_as_long_as_somebody_wants_it(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    await_turn(tmp_path, writer)
+    assert os.read(reader, 10) == b" ", "loaded, and nobody is before it"
+    with StateDirectory(tmp_path, private=False):
+        os.close(reader)
+        with pytest.raises(OSError, match="whoever has started this server to take the place of another one is gone"):
+            await_turn(tmp_path, writer)
+    os.close(writer)

@@ -12,6 +12,7 @@ import pytest
 from kedge.core.plane import Plane
 from kedge.model import protocol as p
 from kedge.model.gpus import MEMORY, GpuDevice
+from kedge.model.payload import Payload
 from kedge.model.spec import GpuRequest, Resources
 from kedge.server import gpus
 from kedge.server.directory import StateDirectory
@@ -258,7 +259,7 @@ class Measured:
         devices = (GpuDevice(0, "H100", 81559, "GPU-aa", 0),)
         self.plane.handle(p.NodeJoined("local", 4.0, 8192, devices=devices), 0.0)
         self.plane.handle(p.AppCreated(1, app(function(resources=resources))), 0.0, "se-1")
-        self.plane.handle(p.InputsSubmitted("fc-1", "fu-1-f", 0, [p.Payload(data=b"")]), 0.0, "se-1")
+        self.plane.handle(p.InputsSubmitted("fc-1", "fu-1-f", 0, [Payload(data=b"")]), 0.0, "se-1")
         (self.container,) = self.plane.containers.values()
         self.plane.handle(p.ContainerStarted(self.container.id, 1), 0.0)
         self.reports: list[p.VramMeasured] = []

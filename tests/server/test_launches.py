@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from kedge.model.payload import Payload
 from kedge.model.protocol import StartContainer
+from kedge.model.spec import PROCESS, BuiltImage, ImageSpec, ImageStep
 from kedge.server.chunks import Place
 from kedge.server.launches import MAX_PRELOAD, Launches
 from kedge.server.outfit import Outfitter
@@ -51,6 +52,28 @@ async def test_a_launch_says_all_that_the_container_needs(tmp_path: Path) -> Non
     assert (launch.app, launch.app_name, launch.pool) == ("ap-1", "demo", POOL)
     assert launch.parameters == Payload(data=b"parameters")
     assert launch.function is spec.functions[0]
+
+
+@on_loop
+async def test_an_image_and_the_rungs_are_looked_up_once_for_a_launch(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Shelf:
+        def find(self, image: str) -> BuiltImage:
+            asked.append(image)
+            return BuiltImage(id=image, python="/venv/bin/python", python_version="3.12", packages="/venv")
+
+    class Rungs(dict[str, str]):
+        def get(self, rung: str, *_: object) -> str:  # type: ignore[override]
+            asked.append(rung)
+            return ""
+
+    outfitter = Outfitter(tmp_path, "/plane.sock", images=Shelf(), rungs=Rungs(), preferred=PROCESS)
+    launches = Launches("/plane.sock", "/home", Store(tmp_path), outfitter)
+    spec = app(image=ImageSpec(steps=(ImageStep("debian_slim"),), digest="d", id="im-1"))
+    launch = launches.make(StartContainer("ct-1", POOL), spec.functions[0], None, spec)
+    assert (launch.isolation.rung, launch.environment.python) == (PROCESS, "/venv/bin/python")
+    assert asked == ["im-1", PROCESS]
 
 
 @on_loop

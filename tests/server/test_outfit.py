@@ -21,6 +21,7 @@ from kedge.model.spec import (
     FunctionSpec,
     ImageSpec,
     ImageStep,
+    Isolation,
     LocalFiles,
     Resources,
     SecretRef,
@@ -59,8 +60,8 @@ class Shelf:
             raise NotFoundError("there is no secret 'gone'")
         return {"TOKEN": f"{ref.name} of {environment}"}
 
-    def mount(self, ref: VolumeRef, environment: str, container: str, scratch: str, number: int) -> VolumeMount:
-        return VolumeMount(target=ref.target, volume=ref.name, lower="/tree", upper=f"{scratch}/{number}", work="w")
+    def mount(self, ref: VolumeRef, environment: str, container: str, number: int) -> VolumeMount:
+        return VolumeMount(target=ref.target, volume=ref.name, lower="/tree", upper=f"/upper/{number}", work="w")
 
     def variables(self, devices: tuple[int, ...]) -> dict[str, str]:
         return {}
@@ -94,10 +95,18 @@ def app(*functions: FunctionSpec, **fields: Any) -> AppSpec:
     return AppSpec(app="ap-1", name="shop", functions=functions, code=code, environment=environment, **fields)
 
 
+def environment(outfits: Outfitter, spec: FunctionSpec) -> EnvironmentSpec:
+    return outfits.environment(app(spec), spec, outfits.footing(app(spec), spec))
+
+
+def isolation(outfits: Outfitter, spec: FunctionSpec, devices: tuple[int, ...] = ()) -> Isolation:
+    return outfits.isolation(app(spec), spec, outfits.footing(app(spec), spec), "ct-1", devices)
+
+
 def test_without_an_image_code_runs_as_its_caller_does(tmp_path: Path, shelf: Shelf) -> None:
     plain, outfits = function(), outfitter(tmp_path, shelf)
-    assert outfits.environment(app(plain), plain) == app().environment
-    found = outfits.isolation(app(plain), plain, "ct-1", ())
+    assert environment(outfits, plain) == app().environment
+    found = isolation(outfits, plain)
     assert (found.rung, found.shares_files, found.scratch, found.binds) == (PROCESS, True, "", ())
 
 
@@ -110,13 +119,13 @@ def test_an_app_that_needs_no_rung_does_not_wait_until_rungs_have_been_tried_out
 
     plain = function()
     outfits = outfitter(tmp_path, shelf, rungs=Asked())
-    assert outfits.isolation(app(plain), plain, "ct-1", ()).rung == PROCESS
+    assert isolation(outfits, plain).rung == PROCESS
     assert outfits.objection(app(plain)) is None
 
 
 def test_with_an_image_it_has_a_root_of_its_own_where_that_can_be_had(tmp_path: Path, shelf: Shelf) -> None:
     built, outfits = function(image=IMAGE), outfitter(tmp_path, shelf)
-    found = outfits.isolation(app(built), built, "ct-1", (2,))
+    found = isolation(outfits, built, (2,))
     assert (found.rung, found.shares_files) == (NAMESPACE, False)
     assert found.scratch == str(tmp_path / "containers" / "ct-1")
     assert found.packages == "/images/venv"
@@ -144,7 +153,7 @@ def test_settings_of_the_machine_that_are_not_for_everybody_are_not_for_containe
     (etc / "link").symlink_to("shadow")
     monkeypatch.setattr(outfit, "_SETTINGS", str(etc))
     built = function(image=IMAGE)
-    found = outfitter(tmp_path, shelf).isolation(app(built), built, "ct-1", ())
+    found = isolation(outfitter(tmp_path, shelf), built)
     covered = {bind.target for bind in found.binds if bind.source == "/dev/null"}
     assert covered == {str(etc / "shadow"), str(etc / "ssh/host_key")}
     assert [path for path in found.hidden if path.startswith(str(etc))] == [str(etc / "keys")]
@@ -155,7 +164,7 @@ def test_its_environment_is_the_images_and_not_the_callers(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     built = function(image=IMAGE)
-    found = outfitter(tmp_path, shelf).environment(app(built), built)
+    found = environment(outfitter(tmp_path, shelf), built)
     variables = dict(found.variables)
     assert (found.python, found.python_version, found.sys_path) == ("/images/venv/bin/python", "3.12", ())
     assert found.runtime == (str(shelf.runtime),)
@@ -171,11 +180,11 @@ def test_where_there_are_no_namespaces_an_image_gives_its_packages_alone(tmp_pat
     helpers = LocalFiles("x", "/snapshots/x", "/root")
     built = function(image=replace(IMAGE, mounts=(helpers,), python_path=("/root",)))
     outfits = outfitter(tmp_path, shelf, rungs={PROCESS: "", NAMESPACE: "user namespaces are switched off"})
-    found = outfits.isolation(app(built), built, "ct-1", ())
+    found = isolation(outfits, built)
     assert (found.rung, found.shares_files, found.binds) == (PROCESS, True, ())
-    environment = outfits.environment(app(built), built)
-    assert environment.python_path == ("/snapshots/x",)
-    assert environment.directory == str(tmp_path / "work"), "the machine's /root is not its own"
+    own = environment(outfits, built)
+    assert own.python_path == ("/snapshots/x",)
+    assert own.directory == str(tmp_path / "work"), "the machine's /root is not its own"
 
 
 @pytest.mark.parametrize(
@@ -201,8 +210,8 @@ def test_an_image_with_system_packages_needs_one_too(tmp_path: Path, shelf: Shel
     shelf.built = replace(shelf.built, layers=("/layers/2", "/bases/bookworm"))
     outfits, built = outfitter(tmp_path, shelf, preferred=PROCESS), function(image=IMAGE)
     with pytest.raises(UnavailableError, match="an image with system packages or commands needs a file system"):
-        outfits.rung(app(built), built)
-    found = outfitter(tmp_path, shelf).isolation(app(built), built, "ct-1", (0,))
+        outfits.footing(app(built), built)
+    found = isolation(outfitter(tmp_path, shelf), built, (0,))
     assert found.layers == ("/layers/2", "/bases/bookworm")
     assert found.hidden == ("/tmp", "/run", "/var/tmp")
     assert Bind("/usr/lib/libcuda.so.1", "/usr/lib/libcuda.so.1") in found.binds
@@ -210,25 +219,25 @@ def test_an_image_with_system_packages_needs_one_too(tmp_path: Path, shelf: Shel
 
 def test_a_volume_alone_gets_a_namespace_and_shares_the_machines_files(tmp_path: Path, shelf: Shelf) -> None:
     holder = function(volumes=(VolumeRef(target="/cache", name="v"),))
-    found = outfitter(tmp_path, shelf).isolation(app(holder), holder, "ct-1", ())
+    found = isolation(outfitter(tmp_path, shelf), holder)
     assert (found.rung, found.shares_files) == (NAMESPACE, True)
     assert [mount.target for mount in found.volumes] == ["/cache"]
 
 
 def test_without_a_network_it_has_a_namespace_or_is_refused(tmp_path: Path, shelf: Shelf) -> None:
     spec = function(block_network=True)
-    found = outfitter(tmp_path, shelf).isolation(app(spec), spec, "ct-1", ())
+    found = isolation(outfitter(tmp_path, shelf), spec)
     assert (found.rung, found.network, found.shares_files) == (NAMESPACE, False, True)
     without = outfitter(tmp_path, shelf, rungs={**ALL, NAMESPACE: "user namespaces are not allowed"})
     with pytest.raises(UnavailableError, match=r"block_network=True needs a network of its own.*are not allowed"):
-        without.rung(app(spec), spec)
+        without.footing(app(spec), spec)
 
 
 def test_an_app_gets_the_rung_that_it_asks_for_or_is_told_why_not(tmp_path: Path, shelf: Shelf) -> None:
     outfits = outfitter(tmp_path, shelf, preferred="process")
     plain = function()
-    assert outfits.rung(app(plain, isolation="namespace"), plain) == "namespace"
-    assert outfits.rung(app(plain), plain) == "process"
+    assert outfits.footing(app(plain, isolation="namespace"), plain).rung == "namespace"
+    assert outfits.footing(app(plain), plain).rung == "process"
     error = outfits.objection(app(plain, isolation="bubblewrap"))
     assert str(error) == (
         "f: isolation 'bubblewrap' cannot be had on this machine: bwrap is not installed. `kedge doctor` shows what can"
@@ -251,9 +260,9 @@ def test_secrets_are_merged_in_their_order_and_a_missing_one_is_an_objection(tmp
 
 def test_limits_come_from_the_second_of_a_pair(tmp_path: Path, shelf: Shelf) -> None:
     bounded = function(resources=Resources(cpu=1, cpu_limit=2, memory=512, memory_limit=1024, ephemeral_disk=99))
-    limits = outfitter(tmp_path, shelf).isolation(app(bounded), bounded, "ct-1", ()).limits
+    limits = isolation(outfitter(tmp_path, shelf), bounded).limits
     assert (limits.cpu, limits.memory, limits.disk) == (2, 1024, 99)
-    assert outfitter(tmp_path, shelf).isolation(app(function()), function(), "ct-1", ()).limits.memory is None
+    assert isolation(outfitter(tmp_path, shelf), function()).limits.memory is None
 
 
 def test_files_go_into_a_shared_directory_one_by_one(tmp_path: Path, shelf: Shelf) -> None:
@@ -263,7 +272,7 @@ def test_files_go_into_a_shared_directory_one_by_one(tmp_path: Path, shelf: Shel
     (source / "one.py").touch()
     mounts = (LocalFiles("x", str(source), "/root"), LocalFiles("y", str(source / "helpers"), "/srv/data"))
     built = function(image=replace(IMAGE, mounts=mounts))
-    binds = outfitter(tmp_path, shelf).isolation(app(built), built, "ct-1", ()).binds
+    binds = isolation(outfitter(tmp_path, shelf), built).binds
     targets = {bind.target: bind.source for bind in binds}
     assert targets["/root/helpers"] == str(source / "helpers")
     assert targets["/root/one.py"] == str(source / "one.py")
@@ -273,6 +282,6 @@ def test_files_go_into_a_shared_directory_one_by_one(tmp_path: Path, shelf: Shel
 
 def test_nothing_of_this_is_needed_for_a_server_without_all_that(tmp_path: Path) -> None:
     bare, plain = Outfitter(tmp_path, "/plane.sock"), function()
-    assert bare.isolation(app(plain), plain, "ct-1", ()).rung == PROCESS
+    assert isolation(bare, plain).rung == PROCESS
     assert bare.objection(app(plain)) is None
     assert bare.objection(app(function(image=IMAGE))) is not None

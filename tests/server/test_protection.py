@@ -11,7 +11,7 @@ from kedge.engines import warden
 from kedge.server import protection
 
 
-class Ladder:
+class Known:
     def __init__(self, rungs: Mapping[str, str], preferred: str = "") -> None:
         self.rungs = rungs
         self.preferred = preferred
@@ -27,7 +27,7 @@ class Ladder:
     ],
 )
 def test_the_rung_is_the_one_asked_for_or_the_best(rungs: dict[str, str], preferred: str, rung: str) -> None:
-    assert protection.facts(Ladder(rungs, preferred))["isolation"] == {"rung": rung, "rungs": rungs}
+    assert protection.facts(Known(rungs, preferred))["isolation"] == {"rung": rung, "rungs": rungs}
 
 
 def test_without_control_groups_kedge_watches(monkeypatch: pytest.MonkeyPatch) -> None:

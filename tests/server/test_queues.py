@@ -281,7 +281,7 @@ async def test_limits(tmp_path: Path) -> None:
         )
         reply = await peer.ask(lambda n: p.ObjectsRequested(n, "queue", "create", "a b"))
         assert reply.error is not None
-        assert "a name has letters" in reply.error.message
+        assert "its name has letters" in reply.error.message
         reply = await peer.ask(lambda n: p.ObjectsRequested(n, "stack", "create", "a"))
         assert reply.error is not None
         assert "kind='stack' is not known; it is one of dict, queue" in reply.error.message

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kedge.model import protocol as p
-from kedge.model.payload import Payload
+from kedge.model.payload import Payload, Result
+from kedge.model.spec import Variant
 from kedge.server import rpc as rpc_module
 from kedge.wire.codec import MAGIC, encode
 from tests.server.fake_engine import FakeEngine, hold
@@ -113,6 +114,25 @@ async def test_a_container_must_show_its_own_token_once(tmp_path: Path) -> None:
             container.finish()
         await client.results("fc-1", 1)
         await client.results("fc-2", 1)
+
+
+@on_loop
+async def test_code_in_a_container_must_show_the_token_of_its_container(tmp_path: Path) -> None:
+    async with running(tmp_path, FakeEngine(hold)) as shell:
+        await shell.client(p.AppCreated(1, app()), inputs("a"))
+        await until(lambda: shell.engine.containers and shell.engine.only.held)
+        launch = shell.engine.only.launch
+        for identity, token in ((launch.container, "x"), (launch.container, ""), ("ct-99", launch.token)):
+            peer = await shell.stranger()
+            peer.say(p.Hello(p.CLIENT, identity, token))
+            assert await peer.refused() == f"{identity!r} shows a token that is not its own"
+        inside = await shell.stranger()
+        inside.say(p.Hello(p.CLIENT, launch.container, launch.token))
+        session = (await inside.hear(p.Welcome)).session
+        assert shell.rpc.container_of(session) == launch.container
+        inside.connection.close("enough")
+        await until(lambda: session not in shell.driver.links)
+        assert shell.rpc.container_of(session) == "", "what has gone leaves nothing"
 
 
 @on_loop
@@ -245,7 +265,7 @@ async def test_a_container_that_reports_nonsense_is_replaced(tmp_path: Path) -> 
         client = await shell.client(p.AppCreated(1, app()), inputs("a"))
         await until(lambda: shell.engine.containers and shell.engine.only.held)
         before = shell.engine.only
-        before.say(p.InputsFinished([p.Finished(next(iter(before.held)), p.Result(), float("nan"))]))
+        before.say(p.InputsFinished([p.Finished(next(iter(before.held)), Result(), float("nan"))]))
         await until(lambda: shell.engine.containers and shell.engine.only is not before and shell.engine.only.held)
         shell.engine.only.finish()
         assert (await client.results("fc-1", 1))[0].status == "success"
@@ -263,7 +283,7 @@ UNKNOWN: list[Callable[[], Any]] = [
     lambda: p.AutoscalerUpdated(1, "fu-9", 1, 2, 3, 4.0),
     lambda: p.CallRequested(1, "fc-9"),
     lambda: p.OutputSubscribed("ap-9"),
-    lambda: p.VariantBound(p.Variant(function="fu-9", variant="v", spec=app().functions[0])),
+    lambda: p.VariantBound(Variant(function="fu-9", variant="v", spec=app().functions[0])),
     lambda: inputs(call="fc-8"),
     lambda: inputs(call="fc-7", durable=True),
 ]

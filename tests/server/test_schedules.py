@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kedge.model import protocol as p
-from kedge.model.payload import PICKLE
+from kedge.model.payload import PICKLE, Result
 from kedge.model.spec import ScheduleSpec
 from kedge.sdk.serializer import arguments_payload, from_payload
 from kedge.server import schedules as schedules_module
@@ -46,7 +46,7 @@ class Place:
         def work(dispatch: p.Dispatch) -> Any:
             assert dispatch.payload == NO_ARGUMENTS
             self.runs.append(dispatch.call)
-            return p.Result()
+            return Result()
 
         async with running(self.directory, FakeEngine(work), clock=self.clock) as shell:
             yield shell

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
+from kedge.sdk import server_process
 from tests.e2e.commands import LONG, Place, eventually, place
 from tests.wire.test_tls import CA, CERTIFICATES
 
@@ -43,6 +44,14 @@ def home(here: Place) -> Path:
 def facts(here: Place) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((home(here) / "server" / "server.json").read_text())
     return found
+
+
+def published(here: Place) -> dict[str, Any]:
+    """Its facts; nothing where no server is up."""
+    try:
+        return facts(here)
+    except FileNotFoundError:
+        return {}
 
 
 def log_of(here: Place) -> str:
@@ -131,6 +140,38 @@ def test_a_restart_with_wrong_options_leaves_the_server_as_it_was(here: Place) -
     own = before["web"].rpartition(":")[2]
     here.kedge("server", "restart", "--port", own)
     assert facts(here)["web"] == before["web"], "the port that it has itself is not taken"
+
+
+def test_a_server_runs_until_the_next_one_is_loaded(here: Place) -> None:
+    here.kedge("server", "start", "--port", "0")
+    before, beside = psutil.Process(facts(here)["process"]), []
+
+    def look() -> None:
+        assert before.is_running()
+        beside[:] = [one for one in psutil.Process().children() if "--successor" in one.cmdline()]
+
+    def refuse() -> None:
+        look()
+        raise ValueError("it does not end")
+
+    def end() -> None:
+        look()
+        before.terminate()
+        eventually(lambda: not published(here))
+
+    def start(ending: Callable[[], None]) -> server_process.ServerProcess:
+        return server_process.ServerProcess(
+            private=False, directory=str(home(here)), options=["--port", "0"], ending=ending
+        )
+
+    with pytest.raises(ValueError, match="it does not end"):
+        start(refuse)
+    assert len(beside) == 1
+    eventually(lambda: not beside[0].is_running() or beside[0].status() == psutil.STATUS_ZOMBIE)
+    assert facts(here)["process"] == before.pid, "it goes on"
+    after = start(end)
+    assert after.facts["address"] == facts(here)["address"]
+    assert [one.pid for one in beside] == [facts(here)["process"]]
 
 
 def test_a_server_that_does_not_come_up_after_all_is_started_as_it_was(here: Place) -> None:
@@ -270,7 +311,8 @@ def test_in_the_foreground_it_tells_systemd_and_ends_with_a_signal(here: Place, 
 def test_a_unit_for_systemd_is_printed_or_installed(here: Place, tmp_path: Path) -> None:
     unit = here.kedge("server", "start", "--systemd", "--port", "8080", "--public-url", "https://a.example/%7e").stdout
     assert "Type=notify\n" in unit
-    assert "Restart=on-failure\n" in unit
+    assert "Restart=on-failure\nRestartSec=500ms\n" in unit
+    assert "StartLimitIntervalSec=0\n" in unit, "it is never given up"
     (command,) = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
     assert command.endswith("--port 8080 --public-url https://a.example/%%7e --foreground")
     assert f"--home {home(here)} " in command

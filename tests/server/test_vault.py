@@ -113,7 +113,8 @@ async def test_required_keys_are_named_and_values_are_not(tmp_path: Path) -> Non
 async def test_bad_secrets_are_refused(tmp_path: Path) -> None:
     async with running(tmp_path) as shell:
         peer = await shell.client()
-        assert "a secret's name has letters" in await refused(peer, "create", "a b", {"X": "1"})
+        wrong = await refused(peer, "create", "a b", {"X": "1"})
+        assert "a secret cannot be called 'a b': its name has letters, digits, '.', '-' and '_', 64 at most" in wrong
         assert "'A=B' cannot be a variable" in await refused(peer, "create", "a", {"A=B": VALUE})
         assert "'A' cannot be a variable" in await refused(peer, "create", "a", {"A": VALUE + "\0"})
         assert f"at most {MAX_BYTES} are allowed" in await refused(peer, "create", "a", {"A": "x" * MAX_BYTES})

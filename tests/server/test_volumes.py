@@ -13,11 +13,12 @@ import pytest
 
 from kedge.exception import ExecutionError, InvalidError, NotFoundError, VolumeBusyError
 from kedge.model import protocol as p
-from kedge.model.spec import VolumeMount, VolumeRef
+from kedge.model.spec import Launch, VolumeMount, VolumeRef
 from kedge.server import volume_desk
 from kedge.server.volume_desk import VolumeDesk
 from kedge.server.volumes import Volumes
-from tests.server.shell import Peer, Shell, running
+from tests.server.fake_engine import FakeEngine, hold
+from tests.server.shell import Peer, Shell, app, inputs, running
 from tests.server.test_volume_trees import content
 from tests.wire.loops import on_loop, until
 
@@ -33,9 +34,9 @@ async def volumes_of(directory: Path, **options: Any) -> AsyncIterator[Volumes]:
 
 
 @asynccontextmanager
-async def server(directory: Path) -> AsyncIterator[tuple[Shell, Volumes, VolumeDesk]]:
-    async with volumes_of(directory) as volumes, running(directory) as shell:
-        desk = VolumeDesk(volumes)
+async def server(directory: Path, engine: FakeEngine | None = None) -> AsyncIterator[tuple[Shell, Volumes, VolumeDesk]]:
+    async with volumes_of(directory) as volumes, running(directory, engine) as shell:
+        desk = VolumeDesk(volumes, shell.rpc.container_of)
         shell.office.attend(desk.answers)
         shell.office.departures.append(desk.departed)
         shell.driver.gone = volumes.ended
@@ -45,9 +46,28 @@ async def server(directory: Path) -> AsyncIterator[tuple[Shell, Volumes, VolumeD
             await desk.close()
 
 
+@asynccontextmanager
+async def containers(directory: Path, count: int) -> AsyncIterator[tuple[Shell, Volumes, list[Launch]]]:
+    """A server with so many containers, all at work."""
+    engine = FakeEngine(hold)
+    async with server(directory, engine) as (shell, volumes, _):
+        calls = [inputs("x", call=f"fc-{number}") for number in range(count)]
+        await shell.client(p.AppCreated(1, app()), *calls)
+        await until(lambda: sum(len(one.held) for one in engine.containers.values()) == count)
+        yield shell, volumes, [one.launch for one in engine.containers.values()]
+
+
+async def code_of(shell: Shell, launch: Launch) -> Peer:
+    """A client in a container."""
+    peer = await shell.stranger()
+    peer.say(p.Hello(p.CLIENT, launch.container, launch.token))
+    await peer.hear(p.Welcome)
+    return peer
+
+
 def see(volumes: Volumes, name: str = "data", container: str = "ct-1", number: int = 0, **options: Any) -> VolumeMount:
     ref = VolumeRef(target=options.pop("target", "/data"), name=name, create=True, **options)
-    return volumes.mount(ref, "main", container, "", number)
+    return volumes.mount(ref, "main", container, number)
 
 
 def write(mount: VolumeMount, path: str, text: str) -> None:
@@ -275,7 +295,7 @@ async def test_one_volume_at_two_places_of_a_container(tmp_path: Path) -> None:
 async def test_a_volume_that_is_not_there(tmp_path: Path) -> None:
     async with volumes_of(tmp_path) as volumes:
         with pytest.raises(NotFoundError, match="there is no volume 'data' in the environment 'test'"):
-            volumes.mount(VolumeRef(target="/data", name="data"), "test", "ct-1", "", 0)
+            volumes.mount(VolumeRef(target="/data", name="data"), "test", "ct-1", 0)
         assert not (tmp_path / "volumes" / "servers").exists(), "nothing is made for who uses no volumes"
 
 
@@ -457,7 +477,7 @@ async def test_a_volume_without_a_name_goes_with_its_session(tmp_path: Path) -> 
         peer = await shell.client()
         made = await value(peer, lambda n: p.VolumeRequested(n, ephemeral=True))
         other = await value(peer, lambda n: p.VolumeRequested(n, ephemeral=True))
-        mount = volumes.mount(VolumeRef(target="/data", id=made["id"]), "main", "ct-1", "", 0)
+        mount = volumes.mount(VolumeRef(target="/data", id=made["id"]), "main", "ct-1", 0)
         await value(peer, lambda n: p.VolumeChanged(n, "release", other["id"]))
         assert not (volumes.store.directory / other["id"]).exists()
         peer.connection.close()
@@ -506,15 +526,36 @@ async def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    async with server(tmp_path) as (shell, volumes, _):
-        mount = see(volumes)
+    async with containers(tmp_path, 1) as (shell, volumes, (launch,)):
+        mount = see(volumes, container=launch.container)
         write(mount, "f", "text")
-        peer = await shell.client()
+        peer = await code_of(shell, launch)
         monkeypatch.setattr("kedge.server.volume_uppers.copy", full)
-        failed = await error(peer, lambda n: p.VolumeCommitted(n, mount.volume, "ct-1"))
+        failed = await error(peer, lambda n: p.VolumeCommitted(n, mount.volume, launch.container))
         assert failed.startswith("ServiceError: the volume vo-")
         assert "the disk is full; it is as it was" in failed
         monkeypatch.setattr(VolumeDesk, "_write", full)
         assert "takes no files: the disk is full" in await error(peer, upload(mount.volume, {"x": b"x"}))
         monkeypatch.undo()
-        assert (await value(peer, lambda n: p.VolumeCommitted(n, mount.volume, "ct-1"))) == {"left_out": []}
+        done = await value(peer, lambda n: p.VolumeCommitted(n, mount.volume, launch.container))
+        assert done == {"left_out": []}
+
+
+@pytest.mark.parametrize("kind", [p.VolumeCommitted, p.VolumeReloaded])
+@on_loop
+async def test_a_container_speaks_in_its_own_name_only(tmp_path: Path, kind: Any) -> None:
+    async with containers(tmp_path, 2) as (shell, volumes, (one, two)):
+        mount = see(volumes, container=one.container)
+        write(mount, "half", "made")
+        for peer in (await code_of(shell, two), await shell.client()):
+            refused = await error(peer, lambda n: kind(n, mount.volume, one.container))
+            assert refused == (
+                f"PermissionDeniedError: only the container {one.container!r} itself can commit or reload what it has "
+                "mounted, and this connection is not its; call commit() and reload() in the function that has the "
+                "volume, not in a program that it starts"
+            )
+            assert "PermissionDeniedError" in await error(peer, lambda n: kind(n, mount.volume, ""))
+        assert tree(volumes) == {}
+        mine = await code_of(shell, one)
+        assert await value(mine, lambda n: kind(n, mount.volume, one.container)) == {"left_out": []}
+        assert tree(volumes) == {"half": b"made"}

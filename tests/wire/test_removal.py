@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,13 @@ def test_no_directory_is_too_deep(tmp_path: Path) -> None:
         inner = os.open("d", os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = inner
+    shared = tmp_path / "shared"
+    shared.touch(0o444)
+    os.link(shared, "file", dst_dir_fd=here)
     os.close(here)
     remove(str(top))
     assert not top.exists()
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o444, "a file that has another name keeps its rights"
 
 
 def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:

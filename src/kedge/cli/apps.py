@@ -18,6 +18,7 @@ ENVIRONMENT = click.option(
     "-e", "--env", "environment", metavar="NAME", callback=not_empty, help="Environment of the app (default: main)."
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="All that is known, as JSON.")
+YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
 @click.group("app")
@@ -109,7 +110,7 @@ def app_rollback(name: str, version: str | None, strategy: str, environment: str
 
 @app.command("stop")
 @ENVIRONMENT
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@YES
 @click.argument("name", metavar="APP", callback=not_empty)
 def app_stop(name: str, yes: bool, environment: str | None) -> None:
     """End an app: what waits or runs is cancelled, its addresses answer no more.

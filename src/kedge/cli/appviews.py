@@ -22,10 +22,8 @@ DEPLOYED = ("deployed", "deploying")
 """States of what others may count on."""
 _STATES = ("deployed", "served", "deploying", "detached", "ephemeral", "stopping", "stopped")
 
-_NAME = Column("name", lambda app: app["name"])
-_ENVIRONMENT = Column("environment", lambda app: app["environment"])
 LIST = (
-    _NAME,
+    Column("name", lambda app: app["name"]),
     Column("id", lambda app: app["app"]),
     Column("state", lambda app: app["state"]),
     Column("version", lambda app: _version(app), right=True),
@@ -47,10 +45,7 @@ def show_list(environment: str | None, as_json: bool, everything: bool) -> None:
     with connected() as client:
         apps: list[Facts] = ask(client, lambda request: AppsRequested(request, environment or ""))
     shown = [app for app in apps if everything or app["state"] != "stopped"]
-    columns = [*LIST]
-    if not environment and any(app["environment"] != "main" for app in shown):
-        columns.insert(1, _ENVIRONMENT)
-    tables.show(shown, columns, as_json=as_json, empty=NOTHING)
+    tables.show(shown, tables.with_environment(LIST, shown, environment), as_json=as_json, empty=NOTHING)
     hidden = len(apps) - len(shown)
     if hidden and not as_json:
         click.echo(f"{hidden} stopped; `kedge app list --all` shows them too.", err=True)

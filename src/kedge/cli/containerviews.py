@@ -46,7 +46,7 @@ def show_list(app: str | None, as_json: bool) -> None:
                 f"no app {app!r} has containers.{nearest(app, names)} There are those of: {some(names)}"
             )
         found = chosen
-    tables.show(found, LIST, as_json=as_json, empty=NOTHING)
+    tables.show(found, tables.with_environment(LIST, found, None, at=2), as_json=as_json, empty=NOTHING)
 
 
 def stop(text: str, force: bool) -> None:

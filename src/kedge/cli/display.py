@@ -52,6 +52,7 @@ class Display:
         self.pools: list[progress.Statistics] = []
         self._timestamps = timestamps
         self._started = time.monotonic()
+        self._idle_s = 0.0
         self._mutex = threading.Lock()
         self._lines = Lines()
         self._names: dict[str, str] = {}
@@ -60,6 +61,11 @@ class Display:
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self._started
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since the app has had containers or inputs: before that its images were built."""
+        return self.elapsed - self._idle_s
 
     # ------------------------------------------------------------ what the runner says
 
@@ -76,6 +82,8 @@ class Display:
 
     def progress(self, pools: list[progress.Statistics]) -> None:
         """The statistics of every pool of the app."""
+        if not progress.busy_pools(self.pools):
+            self._idle_s = self.elapsed
         self.pools = pools
 
     def building(self, image: str, message: ImageProgressed) -> None:
@@ -83,8 +91,9 @@ class Display:
         for line in self._builds.feed(image, message, time.monotonic()):
             self.notice(line)
 
-    def starting(self, functions: list[tuple[str, str]]) -> None:
-        """The functions of a version that is tried and has not come up, each with what it printed last."""
+    def starting(self, functions: list[tuple[str, str]], elapsed: float) -> None:
+        """The functions of a version that is tried and has not come up, each with what it printed last. `elapsed`:
+        seconds since their containers were launched."""
 
     # ------------------------------------------------------------ what the command says
 
@@ -173,9 +182,9 @@ class PlainDisplay(Display):
 
     def progress(self, pools: list[progress.Statistics]) -> None:
         super().progress(pools)
-        if self.elapsed >= self._next_line_s:
+        if self.busy_s >= self._next_line_s:
             self._next_line_s *= 2
-            line = progress.plain_line(pools, self.elapsed)
+            line = progress.plain_line(pools, self.busy_s)
             if line and line != self._last_line:
                 self._last_line = line
                 _say(f"kedge: {line}")
@@ -185,10 +194,12 @@ class PlainDisplay(Display):
             self.notice(began(image, message))
         super().building(image, message)
 
-    def starting(self, functions: list[tuple[str, str]]) -> None:
-        if functions and self.elapsed >= self._next_starting_s:
+    def starting(self, functions: list[tuple[str, str]], elapsed: float) -> None:
+        if not functions:
+            self._next_starting_s = STARTING_PLAIN_S
+        elif elapsed >= self._next_starting_s:
             self._next_starting_s += STARTING_PLAIN_S
-            self.notice(progress.starting_line(functions, self.elapsed))
+            self.notice(progress.starting_line(functions, elapsed))
 
     def error(self, text: Text) -> None:
         _say(text.plain)
@@ -274,7 +285,7 @@ class LiveDisplay(Display):
     def notice(self, text: str, level: str = "info") -> None:
         self._screen.write(self._styled(Text(f"kedge: {text}", _NOTICE_STYLES.get(level, "dim"))) + "\n")
 
-    def starting(self, functions: list[tuple[str, str]]) -> None:
+    def starting(self, functions: list[tuple[str, str]], elapsed: float) -> None:
         self._starting = functions
 
     def interrupted(self, text: str) -> None:
@@ -306,7 +317,8 @@ class LiveDisplay(Display):
         for origin, tail in tails[-TAILS_SHOWN:]:
             lines += progress.render(self._console, self._prefix(origin, time.time()).append(plain(tail), "dim"))
         lines += self._builds.live(self._console, now, self.elapsed)
-        lines += progress.live_lines(self._console, self.title, self.pools, self.elapsed)
+        busy = progress.busy_pools(self.pools)
+        lines += progress.live_lines(self._console, self.title, busy, self.busy_s if busy else self.elapsed)
         lines += progress.starting_lines(self._console, self._starting)
         if self._interrupted:
             lines += progress.render(self._console, Text(self._interrupted, "yellow"))

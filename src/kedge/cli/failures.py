@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import traceback
@@ -16,23 +15,22 @@ from rich.text import Text
 from kedge.cli import hints
 from kedge.cli.reference import ImportFailed
 from kedge.exception import Error, RemoteError
-from kedge.sdk.tracebacks import REMOTE, describe
+from kedge.sdk.tracebacks import REMOTE, describe, everything, folded
 
-VARIABLE = "KEDGE_TRACEBACK"
 _FRAME = re.compile(r'^(?P<indent>[ |]*)File "(?P<file>.*)", line (?P<line>\d+)(?P<rest>.*)$')
 _CAUSE = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Warning|Interrupt|Exit|Group|Timeout|Cancellation|Failure)?\b")
 
 
 def traceback_text(error: BaseException) -> str:
     """The traceback as plain text. Where no code of the user was running: what kedge has to say, or the last line."""
-    if os.environ.get(VARIABLE, "") not in ("", "0"):
+    if everything():
         return "".join(traceback.format_exception(error))
     text, frames = describe(error)
     if not frames and isinstance(error, Error):
         return f"Error: {error}\n"
     if not frames and error.__cause__ is None and not isinstance(error, BaseExceptionGroup):
         return "".join(traceback.format_exception_only(error))
-    return text
+    return folded(text)
 
 
 def styled(text: str) -> Text:
@@ -90,6 +88,6 @@ def remote_cause(error: BaseException) -> str:
 
 def is_bare(error: BaseException) -> bool:
     """Whether kedge says it, and no code of the user was running: its sentence is all that there is to show."""
-    if os.environ.get(VARIABLE, "") not in ("", "0"):
+    if everything():
         return False
     return isinstance(error, Error) and not describe(error)[1]

@@ -26,7 +26,6 @@ LIST = (
     Column("waiting", lambda function: _sum(function, "backlog", "delayed"), right=True),
     Column("address or next run", lambda function: _reached(function), folds=True),
 )
-_ENVIRONMENT = Column("environment", lambda function: function["environment"])
 STATISTICS = (
     Column("function", lambda pool: pool["label"]),
     Column("containers", lambda pool: _containers(pool), right=True),
@@ -59,10 +58,7 @@ def show_list(app: str | None, environment: str | None, as_json: bool) -> None:
         found = [function for function in found if app in (function["app_name"], function["app"])] or _of_app(
             found, app
         )
-    columns: Sequence[Column] = LIST
-    if not environment and len({function["environment"] for function in found}) > 1:
-        columns = (LIST[0], _ENVIRONMENT, *LIST[1:])
-    tables.show(found, columns, as_json=as_json, empty=NOTHING)
+    tables.show(found, tables.with_environment(LIST, found, environment), as_json=as_json, empty=NOTHING)
 
 
 def show_info(name: str, environment: str | None, as_json: bool) -> None:

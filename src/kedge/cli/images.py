@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kedge.cli.apps import JSON
+from kedge.cli.apps import JSON, YES
 from kedge.cli.outcome import finish, not_empty
 
 
@@ -80,7 +80,7 @@ def image_logs(name: str | None) -> None:
 @image.command("prune")
 @JSON
 @click.option("-a", "--all", "everything", is_flag=True, help="Also what was downloaded and no image has any more.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@YES
 def image_prune(as_json: bool, everything: bool, yes: bool) -> None:
     """Remove images that no running or deployed app has, and that have no name.
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import click
 
-from kedge.cli.apps import JSON
+from kedge.cli.apps import JSON, YES
 from kedge.cli.outcome import finish, not_empty
-from kedge.cli.secret import ENVIRONMENT
+from kedge.cli.secret import ENVIRONMENT, MISSING, NAME
 
-NAME = click.argument("name", metavar="NAME", callback=not_empty)
-YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-MISSING = click.option("--allow-missing", is_flag=True, help="Do nothing where there is none.")
 PARTITION = click.option(
     "-p", "--partition", metavar="NAME", callback=not_empty, help="Partition (default: the one without a name)."
 )
@@ -28,26 +25,6 @@ def dicts() -> None:
     """
 
 
-@dicts.command("list")
-@JSON
-@ENVIRONMENT
-def dict_list(as_json: bool, environment: str | None) -> None:
-    """List dicts that have a name."""
-    from kedge.cli import objectviews
-
-    finish(lambda: objectviews.show_list("dict", environment, as_json))
-
-
-@dicts.command("create")
-@ENVIRONMENT
-@NAME
-def dict_create(name: str, environment: str | None) -> None:
-    """Make an empty dict."""
-    from kedge.cli import objectviews
-
-    finish(lambda: objectviews.create("dict", name, environment))
-
-
 @dicts.command("clear")
 @ENVIRONMENT
 @YES
@@ -57,18 +34,6 @@ def dict_clear(name: str, environment: str | None, yes: bool) -> None:
     from kedge.cli import objectviews
 
     finish(lambda: objectviews.clear_dict(name, environment, yes))
-
-
-@dicts.command("delete")
-@ENVIRONMENT
-@YES
-@MISSING
-@NAME
-def dict_delete(name: str, environment: str | None, yes: bool, allow_missing: bool) -> None:
-    """Delete a dict with all that it holds."""
-    from kedge.cli import objectviews
-
-    finish(lambda: objectviews.delete("dict", name, environment, yes, allow_missing))
 
 
 @dicts.command("get")
@@ -115,26 +80,6 @@ def queues() -> None:
     """
 
 
-@queues.command("list")
-@JSON
-@ENVIRONMENT
-def queue_list(as_json: bool, environment: str | None) -> None:
-    """List queues that have a name."""
-    from kedge.cli import objectviews
-
-    finish(lambda: objectviews.show_list("queue", environment, as_json))
-
-
-@queues.command("create")
-@ENVIRONMENT
-@NAME
-def queue_create(name: str, environment: str | None) -> None:
-    """Make an empty queue."""
-    from kedge.cli import objectviews
-
-    finish(lambda: objectviews.create("queue", name, environment))
-
-
 @queues.command("clear")
 @ENVIRONMENT
 @YES
@@ -146,18 +91,6 @@ def queue_clear(name: str, environment: str | None, yes: bool, partition: str | 
     from kedge.cli import objectviews
 
     finish(lambda: objectviews.clear_queue(name, environment, partition, everything, yes))
-
-
-@queues.command("delete")
-@ENVIRONMENT
-@YES
-@MISSING
-@NAME
-def queue_delete(name: str, environment: str | None, yes: bool, allow_missing: bool) -> None:
-    """Delete a queue with all that it holds."""
-    from kedge.cli import objectviews
-
-    finish(lambda: objectviews.delete("queue", name, environment, yes, allow_missing))
 
 
 @queues.command("peek")
@@ -183,3 +116,38 @@ def queue_len(name: str, environment: str | None, partition: str | None, total: 
     from kedge.cli import objectviews
 
     finish(lambda: objectviews.length(name, environment, partition, total))
+
+
+# ---------------------------------------------------------------- what both have
+
+
+def _shared(group: click.Group, kind: str) -> None:
+    @group.command("list", help=f"List {kind}s that have a name.")
+    @JSON
+    @ENVIRONMENT
+    def show_list(as_json: bool, environment: str | None) -> None:
+        from kedge.cli import objectviews
+
+        finish(lambda: objectviews.show_list(kind, environment, as_json))
+
+    @group.command("create", help=f"Make an empty {kind}.")
+    @ENVIRONMENT
+    @NAME
+    def create(name: str, environment: str | None) -> None:
+        from kedge.cli import objectviews
+
+        finish(lambda: objectviews.create(kind, name, environment))
+
+    @group.command("delete", help=f"Delete a {kind} with all that it holds.")
+    @ENVIRONMENT
+    @YES
+    @MISSING
+    @NAME
+    def delete(name: str, environment: str | None, yes: bool, allow_missing: bool) -> None:
+        from kedge.cli import objectviews
+
+        finish(lambda: objectviews.delete(kind, name, environment, yes, allow_missing))
+
+
+_shared(dicts, "dict")
+_shared(queues, "queue")

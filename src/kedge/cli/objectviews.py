@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import click
 
-from kedge.cli import choice, tables
+from kedge.cli import named, tables
 from kedge.cli.asking import Facts, ask, connected, provided
 from kedge.cli.confirm import confirmed
 from kedge.cli.tables import Column
@@ -25,9 +26,6 @@ _NOTHING = object()
 
 
 def show_list(kind: str, environment: str | None, as_json: bool) -> None:
-    where = config.environment(environment)
-    with connected() as client:
-        found: list[Facts] = ask(client, lambda request: ObjectsRequested(request, kind, "list", environment=where))
     size = "keys" if kind == "dict" else "items"
     columns = (
         Column("name", lambda one: one["name"]),
@@ -35,8 +33,7 @@ def show_list(kind: str, environment: str | None, as_json: bool) -> None:
         Column(size, lambda one: tables.count(one["size"]), right=True),
         Column("created", lambda one: tables.when(one["created_at"])),
     )
-    empty = f"There are no {kind}s in the environment {where!r}. `kedge {kind} create NAME` makes one."
-    tables.show(found, columns, as_json=as_json, empty=empty)
+    named.show_list(kind, columns, partial(_listing, kind), environment, as_json)
 
 
 def create(kind: str, name: str, environment: str | None) -> None:
@@ -48,22 +45,21 @@ def create(kind: str, name: str, environment: str | None) -> None:
 
 
 def delete(kind: str, name: str, environment: str | None, yes: bool, allow_missing: bool) -> int:
-    where = config.environment(environment)
-    with connected() as client:
-        try:
-            ask(client, lambda request: ObjectsRequested(request, kind, "find", name, where))
-        except NotFoundError:
-            if not allow_missing:
-                there = ask(client, lambda request: ObjectsRequested(request, kind, "list", environment=where))
-                raise choice.absent(kind, name, where, there) from None
-            print(f"There is no {kind} {name}.")
-            return 0
-        if not confirmed(f"Delete the {kind} {name} with all that it holds?", yes):
-            click.echo("Nothing was deleted.", err=True)
-            return 1
-        ask(client, lambda request: ObjectsRequested(request, kind, "delete", name, where))
-    print(f"{name} has been deleted.")
-    return 0
+    return named.delete(
+        kind,
+        name,
+        environment,
+        yes,
+        allow_missing,
+        find=lambda request, where: ObjectsRequested(request, kind, "find", name, where),
+        listing=partial(_listing, kind),
+        remove=lambda request, where, _: ObjectsRequested(request, kind, "delete", name, where),
+        loss=" with all that it holds?",
+    )
+
+
+def _listing(kind: str, request: int, where: str) -> ObjectsRequested:
+    return ObjectsRequested(request, kind, "list", environment=where)
 
 
 # ---------------------------------------------------------------- dicts

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
-from kedge.cli.apps import JSON
+from kedge.cli.apps import JSON, YES
 from kedge.cli.outcome import finish, not_empty
 
 ENVIRONMENT = click.option(
     "-e", "--env", "environment", metavar="NAME", callback=not_empty, help="Environment that it is in (default: main)."
 )
+NAME = click.argument("name", metavar="NAME", callback=not_empty)
+MISSING = click.option("--allow-missing", is_flag=True, help="Do nothing where there is none.")
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -46,7 +48,7 @@ def secret_list(as_json: bool, environment: str | None) -> None:
     "--from-json", metavar="FILE", type=_FILE, help="Take the variables of a JSON object; - is standard input."
 )
 @click.option("--force", is_flag=True, help="Replace one that is there.")
-@click.argument("name", metavar="NAME", callback=not_empty)
+@NAME
 @click.argument("variables", metavar="[KEY=VALUE]...", nargs=-1)
 def secret_create(
     name: str,
@@ -73,9 +75,9 @@ def secret_create(
 
 @secret.command("delete")
 @ENVIRONMENT
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("--allow-missing", is_flag=True, help="Do nothing where there is none.")
-@click.argument("name", metavar="NAME", callback=not_empty)
+@YES
+@MISSING
+@NAME
 def secret_delete(name: str, environment: str | None, yes: bool, allow_missing: bool) -> None:
     """Delete a secret. Containers that have its variables keep them; new ones do not start without it.
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 
-from kedge.cli import choice, confirm, tables
-from kedge.cli.asking import Facts, ask, connected, provided
-from kedge.cli.confirm import confirmed
+from kedge.cli import confirm, named, tables
+from kedge.cli.asking import Facts, ask, provided
 from kedge.cli.tables import Column
-from kedge.exception import InvalidError, NotFoundError
+from kedge.exception import InvalidError
 from kedge.model.protocol import SecretsChanged
 from kedge.sdk import config, validation
 
@@ -28,11 +27,7 @@ STDIN = "-"
 
 
 def show_list(environment: str | None, as_json: bool) -> None:
-    where = config.environment(environment)
-    with connected() as client:
-        found: list[Facts] = ask(client, lambda request: SecretsChanged(request, "list", environment=where))
-    empty = f"There are no secrets in the environment {where!r}. `kedge secret create NAME KEY=VALUE` makes one."
-    tables.show(found, LIST, as_json=as_json, empty=empty)
+    named.show_list("secret", LIST, _listing, environment, as_json, create="NAME KEY=VALUE")
 
 
 def create(
@@ -63,22 +58,21 @@ def create(
 
 
 def delete(name: str, environment: str | None, yes: bool, allow_missing: bool) -> int:
-    where = config.environment(environment)
-    with connected() as client:
-        try:
-            ask(client, lambda request: SecretsChanged(request, "info", name, where))
-        except NotFoundError:
-            if not allow_missing:
-                there = ask(client, lambda request: SecretsChanged(request, "list", environment=where))
-                raise choice.absent("secret", name, where, there) from None
-            print(f"There is no secret {name}.")
-            return 0
-        if not confirmed(f"Delete the secret {name}? New containers of apps that use it do not start.", yes):
-            click.echo("Nothing was deleted.", err=True)
-            return 1
-        ask(client, lambda request: SecretsChanged(request, "delete", name, where))
-    print(f"{name} has been deleted.")
-    return 0
+    return named.delete(
+        "secret",
+        name,
+        environment,
+        yes,
+        allow_missing,
+        find=lambda request, where: SecretsChanged(request, "info", name, where),
+        listing=_listing,
+        remove=lambda request, where, _: SecretsChanged(request, "delete", name, where),
+        loss="? New containers of apps that use it do not start.",
+    )
+
+
+def _listing(request: int, where: str) -> SecretsChanged:
+    return SecretsChanged(request, "list", environment=where)
 
 
 # ---------------------------------------------------------------- values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -64,8 +65,10 @@ def stop() -> int:
     if process is None:
         click.echo("No server is running.")
         return 0
-    if not _ended(process):
-        click.echo(_stuck(process), err=True)
+    try:
+        _end(process)
+    except _Stuck as stuck:
+        click.echo(stuck, err=True)
         return 1
     click.echo("The server has ended.")
     return 0
@@ -91,12 +94,15 @@ def restart(options: Sequence[str], reset: bool = False) -> int:
     if wrong:
         click.echo(f"Error: the server was not restarted, and goes on as it was: {wrong}", err=True)
         return 1
-    if not _ended(process):
-        click.echo(_stuck(process), err=True)
-        return 1
     try:
-        _introduce(server_process.ServerProcess(private=False, options=words).facts)
+        _introduce(server_process.ServerProcess(private=False, options=words, ending=lambda: _end(process)).facts)
+    except _Stuck as stuck:
+        click.echo(stuck, err=True)
+        return 1
     except Error as error:
+        if _runs(process):
+            click.echo(f"Error: the server was not restarted, and goes on as it was: {error}", err=True)
+            return 1
         return _go_back(before, error)
     return 0
 
@@ -252,19 +258,26 @@ def _process() -> psutil.Process | None:
         return None
 
 
-def _stuck(process: psutil.Process) -> str:
-    return (
-        f"Error: process {process.pid} has not ended within {STOP_S:g} s; `kill -9 {process.pid}` ends it and all that "
-        "runs on it, and loses nothing that is on disk."
-    )
+class _Stuck(Exception):
+    """What to say where a server does not end."""
 
 
-def _ended(process: psutil.Process) -> bool:
-    """Ends it in order; False where that takes too long."""
-    process.send_signal(signal.SIGTERM)
+def _end(process: psutil.Process) -> None:
+    """Ends it in order; _Stuck where that takes too long."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGTERM)
     give_up = time.monotonic() + STOP_S
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+    while _runs(process):
         if time.monotonic() > give_up:
-            return False
+            raise _Stuck(
+                f"Error: process {process.pid} has not ended within {STOP_S:g} s; `kill -9 {process.pid}` ends it and "
+                "all that runs on it, and loses nothing that is on disk."
+            )
         time.sleep(_LOOK_S)
-    return True
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -20,6 +20,8 @@ class Starting:
         self._display = display
         self._said: dict[str, str] = {}
         """The last line of each pool: those of the version before are among them."""
+        self._since: float | None = None
+        """When containers were launched that are not all up. Building their image came before."""
 
     def captured(self, message: OutputCaptured) -> None:
         lines = [line for line in message.data.replace(b"\r", b"\n").split(b"\n") if line.strip()]
@@ -31,7 +33,13 @@ class Starting:
 
     def progress(self, pools: list[Statistics]) -> None:
         loading = [pool for pool in pools if pool["starting"] and not pool["containers"]]
-        self._display.starting([(str(pool["name"]), self._said.get(pool["pool"], "")) for pool in loading])
+        now = self._display.elapsed
+        if not loading:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        functions = [(str(pool["name"]), self._said.get(pool["pool"], "")) for pool in loading]
+        self._display.starting(functions, now - (now if self._since is None else self._since))
 
     def building(self, image: str, message: ImageProgressed) -> None:
         self._display.building(image, message)

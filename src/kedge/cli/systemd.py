@@ -17,6 +17,7 @@ UNIT = """\
 [Unit]
 Description=kedge server
 After=network-online.target
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
@@ -24,7 +25,7 @@ NotifyAccess=main
 ExecStart={command}
 WorkingDirectory={home}
 {environment}Restart=on-failure
-RestartSec=2
+RestartSec=500ms
 KillMode=mixed
 Delegate=yes
 TimeoutStopSec=40

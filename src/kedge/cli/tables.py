@@ -41,6 +41,15 @@ def show(facts: Sequence[Facts], columns: Sequence[Column], *, as_json: bool, em
             print(line)
 
 
+def with_environment(
+    columns: Sequence[Column], facts: Sequence[Facts], environment: str | None, at: int = 1
+) -> Sequence[Column]:
+    """The columns for what is in one environment, or in all: then it is one of them, unless all is in the usual one."""
+    if environment or all(one["environment"] == "main" for one in facts):
+        return columns
+    return [*columns[:at], Column("environment", lambda one: one["environment"]), *columns[at:]]
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 

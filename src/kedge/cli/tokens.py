@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kedge.cli.apps import JSON
+from kedge.cli.apps import JSON, YES
 from kedge.cli.outcome import finish, not_empty
 
 
@@ -51,7 +51,7 @@ def token_list(as_json: bool) -> None:
 
 
 @token.command("delete")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@YES
 @click.argument("id", metavar="ID", callback=not_empty)
 def token_delete(id: str, yes: bool) -> None:
     """Make a token good for nothing. Clients that came in with it lose their connection.

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kedge.cli.apps import JSON
+from kedge.cli.apps import JSON, YES
 from kedge.cli.outcome import finish, not_empty
-
-ENVIRONMENT = click.option(
-    "-e", "--env", "environment", metavar="NAME", callback=not_empty, help="Environment of the volume (default: main)."
-)
-NAME = click.argument("name", metavar="NAME", callback=not_empty)
-YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+from kedge.cli.secret import ENVIRONMENT, MISSING, NAME
 
 
 @click.group("volume")
@@ -54,7 +49,7 @@ def volume_create(name: str, environment: str | None) -> None:
 @volume.command("delete")
 @ENVIRONMENT
 @YES
-@click.option("--allow-missing", is_flag=True, help="Do nothing where there is none.")
+@MISSING
 @NAME
 def volume_delete(name: str, environment: str | None, yes: bool, allow_missing: bool) -> None:
     """Delete a volume with all its files.

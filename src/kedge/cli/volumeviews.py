@@ -10,24 +10,20 @@ from pathlib import Path
 
 import click
 
-from kedge.cli import choice, tables
-from kedge.cli.asking import Facts, ask, connected, provided
+from kedge.cli import named, tables
+from kedge.cli.asking import connected, provided
 from kedge.cli.confirm import confirmed
 from kedge.cli.tables import Column
 from kedge.exception import AlreadyExistsError, Error, InvalidError, NotFoundError
-from kedge.model.protocol import VolumesRequested
+from kedge.model.protocol import VolumeChanged, VolumeRequested, VolumesRequested
 from kedge.sdk import client as client_module
-from kedge.sdk import config
-from kedge.sdk.client import Client
 from kedge.sdk.volume import FileEntry, FileEntryType, Volume
 
-NOTHING = "There are no volumes. `kedge volume create NAME` makes one."
 EMPTY = "There is nothing there."
 _KINDS = {FileEntryType.FILE: "file", FileEntryType.DIRECTORY: "dir", FileEntryType.SYMLINK: "link"}
 
 LIST = (
     Column("name", lambda one: one["name"]),
-    Column("environment", lambda one: one["environment"]),
     Column("id", lambda one: one["id"]),
     Column("created", lambda one: tables.when(one["created_at"])),
 )
@@ -48,9 +44,7 @@ def _volume(name: str, environment: str | None) -> Iterator[Volume]:
 
 
 def show_list(environment: str | None, as_json: bool) -> None:
-    with connected() as client:
-        found: list[Facts] = ask(client, lambda request: VolumesRequested(request, environment or ""))
-    tables.show(found, LIST, as_json=as_json, empty=NOTHING)
+    named.show_list("volume", LIST, VolumesRequested, environment, as_json)
 
 
 def create(name: str, environment: str | None) -> None:
@@ -61,21 +55,17 @@ def create(name: str, environment: str | None) -> None:
 
 
 def delete(name: str, environment: str | None, yes: bool, allow_missing: bool) -> int:
-    where = config.environment(environment)
-    with _volume(name, environment) as volume:
-        try:
-            volume.hydrate()
-        except NotFoundError:
-            if not allow_missing:
-                there = ask(Client.current(), lambda request: VolumesRequested(request, where))
-                raise choice.absent("volume", name, where, there) from None
-            return 0
-        if not confirmed(f"Delete the volume {name} (environment {where}) with all its files?", yes):
-            click.echo("Nothing was deleted.", err=True)
-            return 1
-        Volume.delete(name, environment_name=environment)
-    print(f"The volume {name} has been deleted.")
-    return 0
+    return named.delete(
+        "volume",
+        name,
+        environment,
+        yes,
+        allow_missing,
+        find=lambda request, where: VolumeRequested(request, name, environment=where),
+        listing=VolumesRequested,
+        remove=lambda request, _, found: VolumeChanged(request, "delete", found["id"]),
+        loss=" with all its files?",
+    )
 
 
 def rename(name: str, new_name: str, environment: str | None, yes: bool) -> int:

@@ -36,8 +36,8 @@ class Snapshot:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name == MAIN and self._code.main:
-            return self._spec(name, self._code.module)
-        return self._spec(name, name) if name.partition(".")[0] in self._tops else None
+            return self._spec(name, self._code.module, path)
+        return self._spec(name, name, path) if name.partition(".")[0] in self._tops else None
 
     @property
     def main_in_package(self) -> str:
@@ -53,7 +53,7 @@ class Snapshot:
                 # Without a modification time linecache leaves the entry alone.
                 linecache.cache[shown] = (len(source), None, source.splitlines(keepends=True), shown)
 
-    def _spec(self, name: str, stored_as: str) -> ModuleSpec | None:
+    def _spec(self, name: str, stored_as: str, path: Sequence[str] | None) -> ModuleSpec | None:
         relative = os.path.join(*stored_as.split("."))
         for candidate, is_package in ((os.path.join(relative, "__init__.py"), True), (relative + ".py", False)):
             stored = os.path.join(self._code.root, candidate)
@@ -64,12 +64,21 @@ class Snapshot:
                 return importlib.util.spec_from_file_location(
                     name, shown, loader=loader, submodule_search_locations=locations
                 )
-        if os.path.isdir(os.path.join(self._code.root, relative)) and name != self._top:
-            # A namespace package: what is in it is asked for here, too.
+        if os.path.isdir(os.path.join(self._code.root, relative)):
+            # A namespace package: what is in it is asked for here, too, and other parts of it may be installed.
             spec = ModuleSpec(name, None, is_package=True)
-            spec.submodule_search_locations = [self._shown(relative)]
+            shown = self._shown(relative)
+            spec.submodule_search_locations = list(dict.fromkeys([shown, *self._elsewhere(name, path)]))
             return spec
         return None
+
+    def _elsewhere(self, name: str, path: Sequence[str] | None) -> list[str]:
+        """The other places of a namespace package, as those who find modules after us know them."""
+        for finder in [finder for finder in sys.meta_path if finder is not self]:
+            spec = finder.find_spec(name, path)
+            if spec is not None:
+                return list(spec.submodule_search_locations or ()) if spec.origin is None else []
+        return []
 
     def _shown(self, relative: str) -> str:
         """Where a stored file came from. The origin may be the file, the package's directory, or what holds it."""

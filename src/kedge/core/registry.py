@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from kedge.core.apps import App, normalised, rebased, unkept
+from kedge.core.outbox import STORE
 from kedge.core.pool import Pool
 from kedge.model import protocol as p
 from kedge.model.ids import app_of, pool_id
@@ -100,6 +101,7 @@ class Registry:
         for session, request in app.stop_requests:
             plane.outbox.send(session, p.Reply(request, {"app": app.spec.app}))
         plane.deployments.forget(app)
+        plane.outbox.send(STORE, p.AppOver(app.spec.app))
 
     # ------------------------------------------------------------ which pool
 

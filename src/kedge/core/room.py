@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 REASON = "its room is needed by another function"
 LASTING_S = 2.0
-"""A pool that has had no container for so long since there is no room is worth a line in the log."""
+"""A pool that has waited for so long is worth a notice to its program, and where it has no container at all, a line in
+the log. What has room again sooner is nobody's concern."""
 
 
 class Rooms:
@@ -40,15 +41,11 @@ class Rooms:
         return bool(self._waiting)
 
     def wait(self, pool: Pool) -> None:
-        """The pool needs a container and no machine has room for it. Its program is told once."""
+        """The pool needs a container and no machine has room for it. Where that lasts, its program is told once."""
         self._sought = True
         if pool not in self._waiting:
             since = self._waiting[pool] = self._plane.agenda.now
             self._plane.agenda.at(since + LASTING_S, lambda at: self._mention(pool, since))
-            app = self._plane.apps[pool.app]
-            if app.session:
-                text = f"{pool.spec.name} waits for room: {pool.fleet.waiting_for_room}"
-                self._plane.outbox.send(app.session, Notice(pool.app, text, "room"))
 
     def refuse(self, pool: Pool, reason: str) -> None:
         """No machine will ever have room for it. The log says so once."""
@@ -57,9 +54,14 @@ class Rooms:
             self._plane.outbox.remark(pool.id, f"{pool.spec.name} cannot run here: {reason}")
 
     def _mention(self, pool: Pool, since: float) -> None:
-        if self._waiting.get(pool) == since and not pool.fleet.containers:
-            text = f"{pool.spec.name} has no container and waits for room: {pool.fleet.waiting_for_room}"
-            self._plane.outbox.remark(pool.id, text)
+        if self._waiting.get(pool) != since:
+            return
+        app, reason = self._plane.apps[pool.app], pool.fleet.waiting_for_room
+        if app.session:
+            text = f"{pool.spec.name} waits for room: {reason}"
+            self._plane.outbox.send(app.session, Notice(pool.app, text, "room"))
+        if not pool.fleet.containers:
+            self._plane.outbox.remark(pool.id, f"{pool.spec.name} has no container and waits for room: {reason}")
 
     def wait_no_more(self, pool: Pool) -> None:
         self._waiting.pop(pool, None)

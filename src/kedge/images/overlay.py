@@ -24,6 +24,7 @@ from kedge.exception import ImageBuildError
 from kedge.images import chamber, debian, uvtool
 from kedge.images.chamber import Bound, Overlay, Plan
 from kedge.model.spec import BuiltImage
+from kedge.wire import removal
 
 if TYPE_CHECKING:
     from kedge.images.steps import Workspace
@@ -274,14 +275,12 @@ def subordinate(text: str, name: str, uid: int) -> tuple[int, int] | None:
 
 def remove_tree(path: Path) -> None:
     """Also one with files of subordinate ids, and directories that nobody may enter."""
-    if not path.exists():
-        return
-    shutil.rmtree(path, ignore_errors=True)
+    removal.remove(str(path))
     if path.exists() and os.geteuid() != 0:
         plan = Plan(users=users())
         subprocess.run(chambered(plan, ["rm", "-rf", "--", str(path)]), check=False, stderr=subprocess.DEVNULL)
     if path.exists():
-        shutil.rmtree(path)
+        shutil.rmtree(path)  # which says why it cannot be
 
 
 def _user() -> str:

@@ -177,7 +177,7 @@ def remove(path: Path) -> None:
 
 def _remove_tree(path: Path) -> None:
     try:
-        for directory, _, _ in os.walk(path):
+        for directory, _, _ in os.walk(path):  # and not its files: other images and uv's cache have them as well
             if not os.access(directory, os.W_OK):
                 os.chmod(directory, 0o700)
         shutil.rmtree(path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+
+from kedge.wire import removal
 
 Leave = Callable[[str], bool]
 """Whether what lies at this path, relative to the tree, is left out."""
@@ -18,10 +21,7 @@ def link_tree(source: Path, target: Path, leave: Leave | None = None) -> None:
     stack = [""]
     while stack:
         relative = stack.pop()
-        directory = target / relative
-        if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-            directory.unlink()
-        directory.mkdir(parents=True, exist_ok=True)
+        _make_directory(target / relative)
         with os.scandir(source / relative) as entries:
             for entry in entries:
                 path = f"{relative}/{entry.name}" if relative else entry.name
@@ -35,8 +35,7 @@ def link_tree(source: Path, target: Path, leave: Leave | None = None) -> None:
 
 def link_file(source: str | Path, target: Path) -> None:
     """The same file, or a copy of it; in the place of what is there."""
-    if os.path.lexists(target):
-        remove_any(target)
+    discard(target)
     if os.path.islink(source):
         os.symlink(os.readlink(source), target)
         return
@@ -46,17 +45,19 @@ def link_file(source: str | Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def remove_any(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
 def discard(path: Path) -> None:
     """What may be there is not there any more."""
     if os.path.lexists(path):
-        remove_any(path)
+        removal.remove(str(path))
+        if path.is_dir():
+            raise PermissionError(errno.EACCES, "what is in this directory cannot be removed", str(path))
+
+
+def _make_directory(path: Path) -> None:
+    """A directory, in the place of what is none."""
+    if path.is_symlink() or not path.is_dir():
+        discard(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def apply_upper(upper: Path, target: Path) -> None:
@@ -66,17 +67,14 @@ def apply_upper(upper: Path, target: Path) -> None:
     while stack:
         relative = stack.pop()
         source, directory = upper / relative, target / relative
-        if _is_opaque(source) and directory.is_dir() and relative:
-            shutil.rmtree(directory)
-        if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-            directory.unlink()
-        directory.mkdir(parents=True, exist_ok=True)
+        if _is_opaque(source) and relative:
+            discard(directory)
+        _make_directory(directory)
         with os.scandir(source) as entries:
             for entry in entries:
                 path = f"{relative}/{entry.name}" if relative else entry.name
                 if is_whiteout(entry.stat(follow_symlinks=False)):
-                    if os.path.lexists(target / path):
-                        remove_any(target / path)
+                    discard(target / path)
                 elif entry.is_dir(follow_symlinks=False):
                     stack.append(path)
                 else:

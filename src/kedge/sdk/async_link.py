@@ -136,7 +136,7 @@ class AsyncLink:
         else:
             _, connection = await loop.create_unix_connection(make, self._client.address)
         try:
-            connection.send(hello(self._client.token))
+            connection.send(hello(self._client))
             await asyncio.wait([first], timeout=HANDSHAKE_S)
             if not first.done():
                 raise ConnectionLost(f"no answer within {HANDSHAKE_S:g} s")

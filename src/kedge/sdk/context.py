@@ -39,6 +39,8 @@ class ContainerContext(Struct, frozen=True, kw_only=True):
     """Where SDK calls made by user code connect to."""
     home: str = ""
     container: str = ""
+    token: str = ""
+    """Proves to the server that a connection comes from this container."""
     function: FunctionSpec | None = None
     control: ContainerControl | None = None
 
@@ -136,6 +138,7 @@ def set_container(
     address: str = "",
     home: str = "",
     container: str = "",
+    token: str = "",
     function: FunctionSpec | None = None,
     control: ContainerControl | None = None,
 ) -> None:
@@ -147,6 +150,7 @@ def set_container(
         address=address,
         home=home,
         container=container,
+        token=token,
         function=function,
         control=control,
     )

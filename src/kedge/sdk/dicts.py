@@ -14,12 +14,21 @@ from kedge.exception import InvalidError
 from kedge.model.payload import Payload
 from kedge.model.protocol import EntriesChanged, EntriesRequested
 from kedge.sdk import serializer
+from kedge.sdk.batches import batches
 from kedge.sdk.dual import Dual
-from kedge.sdk.named import Manager, Named, Place, Question, current_client, deletion, new_token, question
+from kedge.sdk.named import (
+    AT_ONCE,
+    BYTES_AT_ONCE,
+    Manager,
+    Named,
+    Place,
+    Question,
+    current_client,
+    deletion,
+    new_token,
+    question,
+)
 
-AT_ONCE = 1000
-BYTES_AT_ONCE = 8 * 1024 * 1024
-"""Of the entries that travel in one message."""
 _MISSING: Any = object()
 _PLAIN = (str, bytes, int, float, bool, complex, type(None))
 
@@ -146,17 +155,11 @@ class Dict(Named):
             await self._write.aio(entries)
 
     def _chunks(self, values: Mapping[Any, Any], blobs: Any) -> Iterator[Entries]:
-        entries: Entries = []
-        size = 0
-        for key, value in values.items():
-            payload = serializer.to_payload(value, blobs, f"the value of {key!r} in {self!r}")
-            if entries and (size + len(payload.data) > BYTES_AT_ONCE or len(entries) == AT_ONCE):
-                yield entries
-                entries, size = [], 0
-            entries.append((_key(key), payload))
-            size += len(payload.data)
-        if entries:
-            yield entries
+        entries = (
+            (_key(key), serializer.to_payload(value, blobs, f"the value of {key!r} in {self!r}"))
+            for key, value in values.items()
+        )
+        return batches(entries, lambda entry: len(entry[1].data), AT_ONCE, BYTES_AT_ONCE)
 
     def _items(self) -> Iterator[tuple[Any, Any]]:
         """Its keys and values, in the order in which the keys came. What is put meanwhile may be among them."""

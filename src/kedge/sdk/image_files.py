@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import msgspec
 
 from kedge.exception import InvalidError, ModuleNotMountable, NotFoundError
 from kedge.model.spec import CodeSpec, ImageSpec, ImageStep, LocalFiles
-from kedge.sdk import alias, contexts, patterns, project_files, recipe, volume_mounts
+from kedge.sdk import alias, contexts, patterns, project_files, recipe, snapshot, volume_mounts
 from kedge.sdk.local_files import files_in, keep, keep_contents
 from kedge.sdk.patterns import FilePatternMatcher
 from kedge.sdk.serializer import PYTHON
@@ -177,8 +177,8 @@ def module_files(step: Step, module: str) -> dict[str, str]:
         return {os.path.basename(str(found.origin)): str(found.origin)}
     files: dict[str, str] = {}
     ignored, covers = step.ignored(patterns.NON_PYTHON_FILES)
-    for place in found.submodule_search_locations:
-        directory, prefix = os.path.abspath(place), top
+    for place in _places(found.submodule_search_locations, below):
+        directory, prefix = place, top
         for name in below:
             initial = os.path.join(directory, "__init__.py")
             if os.path.isfile(initial):  # of a package around it
@@ -192,6 +192,17 @@ def module_files(step: Step, module: str) -> dict[str, str]:
         else:
             raise ModuleNotMountable(f"{step.what}: there is no {module} in {place}")
     return files
+
+
+def _places(locations: Iterable[str], below: Sequence[str]) -> list[str]:
+    """The directories of a package to take. A namespace package has several: those that have what lies `below`, and of
+    these only the installed ones where there is no other."""
+    places = [os.path.abspath(place) for place in locations]
+    if len(places) > 1:
+        paths = {place: os.path.join(place, *below) for place in places}
+        places = [place for place, path in paths.items() if os.path.isdir(path) or os.path.isfile(f"{path}.py")]
+        places = [place for place in places if not snapshot.is_installed(place)] or places or list(paths)
+    return places
 
 
 def _cache(path: str) -> bool:

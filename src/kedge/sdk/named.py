@@ -1,4 +1,5 @@
-"""What `Dict` and `Queue` have in common: they are found by name when they are used first, or are made for a while.
+"""What `Dict` and `Queue` have in common, and some of it `Secret`: they are found by name when they are used first, or
+are made for a while.
 
 A handle holds no connection and asks nothing until it is used. In containers it works as in the program that made it,
 and as an argument it travels as its name or id."""
@@ -6,8 +7,7 @@ and as an argument it travels as its name or id."""
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 N = TypeVar("N", bound="Named")
+T = TypeVar("T")
+
+AT_ONCE = 1000
+BYTES_AT_ONCE = 8 * 1024 * 1024
+"""Of the entries or items that travel in one message."""
 
 
 class ObjectInfo(Struct, frozen=True):
@@ -69,72 +74,62 @@ class Ephemeral(Generic[N]):
         return ObjectsRequested(number, self._kind.kind, "delete", id=self._made._fixed)
 
     def __enter__(self) -> N:
-        self._made = self._kind("", self._environment, id=_client().request(self._message)["id"])
+        self._made = self._kind("", self._environment, id=ask(self._message)["id"])
         return self._made
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            _client().request(self._over)
+            ask(self._over)
         except NotFoundError:
             pass  # somebody has deleted it
 
     async def __aenter__(self) -> N:
-        self._made = self._kind("", self._environment, id=(await _client().request_async(self._message))["id"])
+        self._made = self._kind("", self._environment, id=(await ask_async(self._message))["id"])
         return self._made
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         try:
-            await _client().request_async(self._over)
+            await ask_async(self._over)
         except NotFoundError:
             pass
 
 
-class Manager(Generic[N]):
-    """`kedge.Dict.objects`, `kedge.Queue.objects`: those that have a name."""
+class Names(Generic[T]):
+    """What has a name, listed and deleted: `objects` of every kind.
 
-    def __init__(self, kind: type[N]) -> None:
-        self._kind = kind
+    Args:
+        kind: The class of the handles; it has `from_name`.
+    """
+
+    def __init__(self, kind: type[T]) -> None:
+        self._kind: Any = kind
+
+    def _request(self, number: int, action: str, name: str, environment: str) -> Any:
+        return ObjectsRequested(number, self._kind.kind, action, name, environment)
 
     def _message(self, action: str, name: str = "", environment_name: str | None = None) -> Callable[[int], Any]:
         if name or action != "list":
             validation.name(f"{self._kind.__name__}.objects.{action}: name", name)
         environment = config.environment(environment_name)
-        return lambda number: ObjectsRequested(number, self._kind.kind, action, name, environment)
+        return lambda number: self._request(number, action, name, environment)
 
     def _handles(self, found: Any) -> Any:
-        return [self._kind(one["name"], one["environment"]) for one in found]
-
-    def _create(self, name: str, *, allow_existing: bool = False, environment_name: str | None = None) -> None:
-        """Makes one. AlreadyExistsError where the name is taken, unless `allow_existing`."""
-        try:
-            _client().request(self._message("create", name, environment_name))
-        except AlreadyExistsError:
-            if not allow_existing:
-                raise
-
-    async def _create_async(
-        self, name: str, *, allow_existing: bool = False, environment_name: str | None = None
-    ) -> None:
-        try:
-            await _client().request_async(self._message("create", name, environment_name))
-        except AlreadyExistsError:
-            if not allow_existing:
-                raise
+        return [self._kind.from_name(one["name"], environment_name=one["environment"]) for one in found]
 
     def _list(self, *, max_objects: int | None = None, environment_name: str | None = None) -> Any:
         """Those of an environment, by name."""
-        return self._handles(_client().request(self._message("list", "", environment_name)))[:max_objects]
+        return self._handles(ask(self._message("list", "", environment_name)))[:max_objects]
 
     async def _list_async(self, *, max_objects: int | None = None, environment_name: str | None = None) -> Any:
-        found = await _client().request_async(self._message("list", "", environment_name))
+        found = await ask_async(self._message("list", "", environment_name))
         return self._handles(found)[:max_objects]
 
     def _delete(self, name: str, *, allow_missing: bool = False, environment_name: str | None = None) -> None:
         """Deletes one with all that it holds. NotFoundError where there is none, unless `allow_missing`."""
         try:
-            _client().request(self._message("delete", name, environment_name))
+            ask(self._message("delete", name, environment_name))
         except NotFoundError:
             if not allow_missing:
                 raise
@@ -143,14 +138,36 @@ class Manager(Generic[N]):
         self, name: str, *, allow_missing: bool = False, environment_name: str | None = None
     ) -> None:
         try:
-            await _client().request_async(self._message("delete", name, environment_name))
+            await ask_async(self._message("delete", name, environment_name))
         except NotFoundError:
             if not allow_missing:
                 raise
 
-    create = Dual(_create, _create_async)
     list = Dual(_list, _list_async)
     delete = Dual(_delete, _delete_async)
+
+
+class Manager(Names[N]):
+    """`kedge.Dict.objects`, `kedge.Queue.objects`: those that have a name."""
+
+    def _create(self, name: str, *, allow_existing: bool = False, environment_name: str | None = None) -> None:
+        """Makes one. AlreadyExistsError where the name is taken, unless `allow_existing`."""
+        try:
+            ask(self._message("create", name, environment_name))
+        except AlreadyExistsError:
+            if not allow_existing:
+                raise
+
+    async def _create_async(
+        self, name: str, *, allow_existing: bool = False, environment_name: str | None = None
+    ) -> None:
+        try:
+            await ask_async(self._message("create", name, environment_name))
+        except AlreadyExistsError:
+            if not allow_existing:
+                raise
+
+    create = Dual(_create, _create_async)
 
 
 class Named:
@@ -217,7 +234,7 @@ class Named:
     @property
     def object_id(self) -> str:
         """Its id at the server. NotFoundError where there is no such object."""
-        return self.id_at(_client())
+        return self.id_at(current_client())
 
     def _request(self, number: int) -> ObjectsRequested:
         return ObjectsRequested(
@@ -242,19 +259,19 @@ class Named:
 
     def _hydrate(self) -> Self:
         """Looks it up now. NotFoundError where there is no such object."""
-        _client().request(self._request)
+        ask(self._request)
         return self
 
     async def _hydrate_async(self) -> Self:
-        await _client().request_async(self._request)
+        await ask_async(self._request)
         return self
 
     def _info(self) -> ObjectInfo:
         """Its name, and when it was made."""
-        return _info_of(_client().request(self._request))
+        return _info_of(ask(self._request))
 
     async def _info_async(self) -> ObjectInfo:
-        return _info_of(await _client().request_async(self._request))
+        return _info_of(await ask_async(self._request))
 
     hydrate = Dual(_hydrate, _hydrate_async)
     info = Dual(_info, _info_async)
@@ -274,13 +291,13 @@ def question(
     """Both forms of an operation that is one request: `describe(object, place, …)` says which."""
 
     def blocking(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        client = _client()
+        client = current_client()
         link = client.link()
         asked = describe(self, Place(self.id_at(client), link.blobs), *args, **kwargs)
         return asked.read(link.request(asked.ask))
 
     async def asynchronous(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        client = _client()
+        client = current_client()
         link = await client.async_link()
         asked = describe(self, Place(await self.id_at_async(client), link.blobs), *args, **kwargs)
         return asked.read(await link.request(asked.ask))
@@ -314,24 +331,30 @@ def wait_of(what: str, block: bool, timeout: Any) -> float | None:
 
 
 MAX_WAIT_S = 366 * 24 * 3600.0
-_process = [secrets.token_hex(6)]
+_process = [os.urandom(6).hex()]
 _numbers = count()
 
 
 def _forked() -> None:
-    _process[0] = secrets.token_hex(6)
+    _process[0] = os.urandom(6).hex()
 
 
 os.register_at_fork(after_in_child=_forked)
 
 
-def _client() -> Client:
+def current_client() -> Client:
     from kedge.sdk.client import Client
 
     return Client.current()
 
 
-current_client = _client
+def ask(make: Callable[[int], Any]) -> Any:
+    """The answer of the server in use. Whether there is one is found out after arguments have been checked."""
+    return current_client().request(make)
+
+
+def ask_async(make: Callable[[int], Any]) -> Awaitable[Any]:
+    return current_client().request_async(make)
 
 
 def _info_of(facts: Any) -> ObjectInfo:

@@ -46,7 +46,7 @@ class OutputFeed:
         except OSError as error:
             raise exception.ConnectionError(f"no kedge server answers at {client.address}: {error}") from error
         try:
-            self._connection.send([hello(client.token)])
+            self._connection.send([hello(client)])
             messages = self._connection.receive(HANDSHAKE_S)
             if not messages:
                 raise exception.ConnectionError(f"the kedge server at {client.address} does not answer")

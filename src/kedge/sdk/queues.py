@@ -15,8 +15,11 @@ from kedge.exception import DeserializationError, InvalidError
 from kedge.model.payload import Payload
 from kedge.model.protocol import ItemsPut, ItemsRequested, ItemsSettled, ItemsWanted
 from kedge.sdk import serializer, validation
+from kedge.sdk.batches import batches
 from kedge.sdk.dual import Dual
 from kedge.sdk.named import (
+    AT_ONCE,
+    BYTES_AT_ONCE,
     MAX_WAIT_S,
     Manager,
     Named,
@@ -33,9 +36,6 @@ from kedge.sdk.usage import warn
 PARTITION_TTL = 24 * 3600
 MAX_PARTITION = 64
 """Bytes of the name of a partition."""
-AT_ONCE = 1000
-BYTES_AT_ONCE = 8 * 1024 * 1024
-"""Of the items that travel in one message."""
 
 
 class Queue(Named):
@@ -316,17 +316,8 @@ class _Putting:
 
 
 def _parts(values: Sequence[Any], owner: Queue) -> Iterator[list[Payload]]:
-    found: list[Payload] = []
-    size = 0
-    for value in values:
-        payload = serializer.to_payload(value, None, f"an item for {owner!r}")
-        if found and (size + len(payload.data) > BYTES_AT_ONCE or len(found) == AT_ONCE):
-            yield found
-            found, size = [], 0
-        found.append(payload)
-        size += len(payload.data)
-    if found:
-        yield found
+    payloads = (serializer.to_payload(value, None, f"an item for {owner!r}") for value in values)
+    return batches(payloads, lambda payload: len(payload.data), AT_ONCE, BYTES_AT_ONCE)
 
 
 def _wait(what: str, block: bool, timeout: float | None) -> float | None:

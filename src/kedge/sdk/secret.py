@@ -8,25 +8,24 @@ anywhere but its environment.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import Struct, structs
 
-from kedge.exception import ExecutionError, InvalidError, NoEffectWarning, NotFoundError
+from kedge.exception import ExecutionError, InvalidError, NoEffectWarning
 from kedge.model.protocol import SecretsChanged
 from kedge.model.spec import FunctionSpec, ImageSpec, SecretRef
 from kedge.sdk import config, context, validation
 from kedge.sdk.dual import Dual
+from kedge.sdk.named import Names, ask, ask_async
 from kedge.sdk.usage import warn
 
 Values = dict[str, str]
 Keep = Callable[[Values], str]
 """Gives values to the server; the answer is their id there."""
-
-_Found: TypeAlias = "list[Secret]"
 
 DECLARED = "declared-"
 """How ids begin that mean something in this process only."""
@@ -45,8 +44,11 @@ class SecretInfo(Struct, frozen=True):
     """The names of its variables. Nobody is told the values."""
 
 
-class SecretObjects:
+class SecretObjects(Names["Secret"]):
     """`kedge.Secret.objects`: the secrets that the server keeps by name."""
+
+    def _request(self, number: int, action: str, name: str, environment: str) -> SecretsChanged:
+        return SecretsChanged(number, action, name, environment)
 
     def _create(
         self,
@@ -57,7 +59,7 @@ class SecretObjects:
         environment_name: str | None = None,
     ) -> None:
         """Makes one. AlreadyExistsError where the name is taken, unless `allow_existing`: then that one stays."""
-        _ask(_creating(name, env_dict, allow_existing, environment_name))
+        ask(_creating(name, env_dict, allow_existing, environment_name))
 
     async def _create_async(
         self,
@@ -67,35 +69,9 @@ class SecretObjects:
         allow_existing: bool = False,
         environment_name: str | None = None,
     ) -> None:
-        await _ask_async(_creating(name, env_dict, allow_existing, environment_name))
-
-    def _list(self, *, environment_name: str | None = None) -> _Found:
-        """Those of an environment, by name."""
-        return _listed(_ask(_listing(environment_name)))
-
-    async def _list_async(self, *, environment_name: str | None = None) -> _Found:
-        return _listed(await _ask_async(_listing(environment_name)))
-
-    def _delete(self, name: str, *, allow_missing: bool = False, environment_name: str | None = None) -> None:
-        """Deletes one. NotFoundError where there is none, unless `allow_missing`."""
-        try:
-            _ask(_deleting(name, environment_name))
-        except NotFoundError:
-            if not allow_missing:
-                raise
-
-    async def _delete_async(
-        self, name: str, *, allow_missing: bool = False, environment_name: str | None = None
-    ) -> None:
-        try:
-            await _ask_async(_deleting(name, environment_name))
-        except NotFoundError:
-            if not allow_missing:
-                raise
+        await ask_async(_creating(name, env_dict, allow_existing, environment_name))
 
     create = Dual(_create, _create_async)
-    list = Dual(_list, _list_async)
-    delete = Dual(_delete, _delete_async)
 
 
 class Secret:
@@ -112,7 +88,7 @@ class Secret:
             key = os.environ["OPENAI_API_KEY"]
     """
 
-    objects = SecretObjects()
+    objects: ClassVar[SecretObjects]
     """Makes, lists and deletes those that have a name."""
 
     def __init__(self, description: str, reference: SecretRef, read: Callable[[], Values] | None = None) -> None:
@@ -207,10 +183,10 @@ class Secret:
 
     def _update(self, env_dict: Mapping[str, str | None]) -> None:
         """Sets variables; the others stay. Containers that start from then on have them."""
-        _ask(self._updating(env_dict))
+        ask(self._updating(env_dict))
 
     async def _update_async(self, env_dict: Mapping[str, str | None]) -> None:
-        await _ask_async(self._updating(env_dict))
+        await ask_async(self._updating(env_dict))
 
     def _updating(self, env_dict: Mapping[str, str | None]) -> Callable[[int], SecretsChanged]:
         name, environment = self._address("Secret.update")
@@ -219,15 +195,20 @@ class Secret:
 
     def _info(self) -> SecretInfo:
         """Its name, when it was made and changed, and the names of its variables."""
-        name, environment = self._address("Secret.info")
-        return _info_of(_ask(lambda request: SecretsChanged(request, "info", name, environment)))
+        return _info_of(ask(self._asking()))
 
     async def _info_async(self) -> SecretInfo:
+        return _info_of(await ask_async(self._asking()))
+
+    def _asking(self) -> Callable[[int], SecretsChanged]:
         name, environment = self._address("Secret.info")
-        return _info_of(await _ask_async(lambda request: SecretsChanged(request, "info", name, environment)))
+        return lambda request: SecretsChanged(request, "info", name, environment)
 
     update = Dual(_update, _update_async)
     info = Dual(_info, _info_async)
+
+
+Secret.objects = SecretObjects(Secret)
 
 
 # ---------------------------------------------------------------- in specs
@@ -379,18 +360,6 @@ def _type_of(value: Any) -> str:
 # ---------------------------------------------------------------- asking
 
 
-def _ask(make: Callable[[int], Any]) -> Any:
-    from kedge.sdk.client import Client
-
-    return Client.current().request(make)
-
-
-def _ask_async(make: Callable[[int], Any]) -> Awaitable[Any]:
-    from kedge.sdk.client import Client
-
-    return Client.current().request_async(make)
-
-
 def _creating(
     name: str, env_dict: Mapping[str, str | None], allow_existing: bool, environment_name: str | None
 ) -> Callable[[int], SecretsChanged]:
@@ -399,20 +368,6 @@ def _creating(
     environment = config.environment(environment_name)
     action = "create_missing" if allow_existing else "create"
     return lambda request: SecretsChanged(request, action, name, environment, values)
-
-
-def _listing(environment_name: str | None) -> Callable[[int], SecretsChanged]:
-    environment = config.environment(environment_name)
-    return lambda request: SecretsChanged(request, "list", environment=environment)
-
-
-def _deleting(name: str, environment_name: str | None) -> Callable[[int], SecretsChanged]:
-    environment = config.environment(environment_name)
-    return lambda request: SecretsChanged(request, "delete", name, environment)
-
-
-def _listed(found: Any) -> list[Secret]:
-    return [Secret.from_name(one["name"], environment_name=one["environment"]) for one in found]
 
 
 def _info_of(facts: Any) -> SecretInfo:

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
+from msgspec import structs
+
 from kedge import exception
 from kedge.exception import (
     DeserializationError,
@@ -179,6 +181,8 @@ def from_result(result: Result, blobs: BlobStore | None, name: str, *, consume: 
         name: The function or call, for errors.
         consume: Remove the file of the value: nobody reads it again.
     """
+    if result.status == INIT_FAILURE and result.error is not None and not tracebacks.everything():
+        raise _not_started(result.error, name)
     if result.status != SUCCESS:
         raise to_exception(result.error, result.status, name)
     payload = result.payload
@@ -342,6 +346,16 @@ def to_exception(error: ErrorInfo | None, status: str = FAILURE, what: str = "th
     return original
 
 
+def _not_started(error: ErrorInfo, what: str) -> Exception:
+    """For callers of a container that did not come up: it has printed the traceback itself, and who sees its output
+    should not read all of it twice."""
+    frames = tracebacks.innermost(error.frames)
+    raised = to_exception(structs.replace(error, traceback="", frames=frames), INIT_FAILURE, what)
+    if len(frames) < len(error.frames) or tracebacks.has_cause(error.traceback):
+        tracebacks.add_note(raised, "(while its container started; `kedge logs` has the whole traceback)")
+    return raised
+
+
 def _message(error: BaseException) -> str:
     try:
         return tracebacks.shorten(str(error), MESSAGE_LIMIT)
@@ -388,7 +402,7 @@ def _rebuild(error: ErrorInfo) -> Exception | None:
 def _stand_in(error: ErrorInfo, status: str, what: str) -> Exception:
     """For an exception that cannot be raised here: its name, its text, and the remote traceback as text."""
     name = error.type if error.module in ("builtins", "") else f"{error.module}.{error.type}"
-    remote = f"\n\n{error.traceback.rstrip()}" if error.traceback else ""
+    remote = f"\n\n{tracebacks.folded(error.traceback).rstrip()}" if error.traceback else ""
     stand_in: Exception
     if status == INIT_FAILURE:
         stand_in = RemoteError(f"the container could not start: {name}: {error.message}{remote}")
@@ -404,6 +418,8 @@ def _stand_in(error: ErrorInfo, status: str, what: str) -> Exception:
             f"{name}: {error.message}\n(raised in the container; it is shown as text because the exception itself "
             f"cannot be rebuilt in this process){remote}"
         )
+    if not remote:
+        stand_in.__traceback__ = tracebacks.build(error.frames)
     for note in error.notes:
         tracebacks.add_note(stand_in, note)
     return stand_in

@@ -11,7 +11,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -126,6 +126,8 @@ class ServerProcess:
         private: End with this process, and keep state of its own; otherwise it is the machine's server and stays.
         directory: State directory.
         options: More words for the command line of the machine's server. None: those that it was started with last.
+        ending: Ends the machine's server that runs, whose place this one takes. Called when this one is loaded, so that
+            the machine is without a server for a moment only.
 
     Raises ConnectionError with the server's own words where it does not come up.
 
@@ -134,7 +136,14 @@ class ServerProcess:
         client = Client.connect(server.address.address)
     """
 
-    def __init__(self, *, private: bool, directory: str | None = None, options: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        private: bool,
+        directory: str | None = None,
+        options: Sequence[str] | None = None,
+        ending: Callable[[], None] | None = None,
+    ) -> None:
         directory = directory or home()
         self._owner: int | None = None
         self._private = private
@@ -150,6 +159,8 @@ class ServerProcess:
             command += ["--private", "--owner-fd", str(owned)]
         else:
             command += ["--log-file", self._log, *(remembered if options is None else options)]
+        if ending is not None:
+            command.append("--successor")
         try:
             with open(self._log, "ab") as log:
                 # A session of its own: Ctrl-C in the terminal is for this program, which then ends the server in order.
@@ -167,7 +178,7 @@ class ServerProcess:
             for descriptor in there:
                 os.close(descriptor)
         try:
-            facts = self._await_ready(ready)
+            facts = self._await_ready(ready) if ending is None else self._succeed(ready, ending)
         except ConnectionError as error:
             self.close()
             if not remembered:
@@ -213,22 +224,35 @@ class ServerProcess:
             except OSError:
                 pass
 
-    def _await_ready(self, descriptor: int) -> dict[str, Any]:
-        line = b""
+    def _succeed(self, descriptor: int, ending: Callable[[], None]) -> dict[str, Any]:
+        try:
+            said = self._hear(descriptor, time.monotonic() + START_S)
+            if said == b" ":
+                ending()
+        except BaseException:
+            self._process.kill()
+            raise
+        return self._await_ready(descriptor, said)
+
+    def _await_ready(self, descriptor: int, line: bytes = b"") -> dict[str, Any]:
         deadline = time.monotonic() + START_S
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN | select.POLLHUP)
         while not line.endswith(b"\n"):
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise ConnectionError(f"the kedge server did not come up within {START_S:g} s; see {self._log}")
-            data = os.read(descriptor, 65536)
-            if not data:
-                raise ConnectionError(f"the kedge server ended before it was up:\n{self._last_words()}")
-            line += data
+            line += self._hear(descriptor, deadline)
         facts: dict[str, Any] = json.loads(line)
         if "error" in facts:
             raise ConnectionError(f"the kedge server could not start: {facts['error']}")
         return facts
+
+    def _hear(self, descriptor: int, deadline: float) -> bytes:
+        """What it says next."""
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN | select.POLLHUP)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise ConnectionError(f"the kedge server did not come up within {START_S:g} s; see {self._log}")
+        data = os.read(descriptor, 65536)
+        if not data:
+            raise ConnectionError(f"the kedge server ended before it was up:\n{self._last_words()}")
+        return data
 
     def _last_words(self) -> str:
         try:

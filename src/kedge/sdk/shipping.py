@@ -14,6 +14,7 @@ from kedge.exception import InvalidError, ServiceError
 from kedge.model.protocol import CodeUploaded, FilesOffered, FilesSent
 from kedge.model.spec import CodeSpec, EnvironmentSpec, LocalFiles
 from kedge.sdk import server_process, snapshot
+from kedge.sdk.batches import batches
 from kedge.sdk.client import Client
 from kedge.wire.transport import is_tcp
 from kedge.wire.trees import Entry, entries_of
@@ -133,12 +134,4 @@ def parts(files: list[tuple[str, bytes]]) -> list[list[tuple[str, bytes]]]:
     >>> [[path for path, _ in part] for part in parts([("a", b"x" * PART), ("b", b"y"), ("c", b"z")])]
     [['a'], ['b', 'c']]
     """
-    found: list[list[tuple[str, bytes]]] = []
-    size = 0
-    for path, content in files:
-        if not found or size + len(content) > PART:
-            found.append([])
-            size = 0
-        found[-1].append((path, content))
-        size += len(content)
-    return found
+    return list(batches(files, lambda file: len(file[1]), len(files), PART))

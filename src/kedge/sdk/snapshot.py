@@ -80,11 +80,12 @@ def _modules_of(specs: Sequence[FunctionSpec]) -> Iterator[ModuleType]:
     for name in sorted(names, key=lambda name: name not in _MAIN_NAMES):
         module = sys.modules.get(name)
         path = getattr(module, "__file__", None)
-        if module is not None and path and not _is_installed(os.path.abspath(path)):
+        if module is not None and path and not is_installed(os.path.abspath(path)):
             yield module
 
 
-def _is_installed(path: str) -> bool:
+def is_installed(path: str) -> bool:
+    """Whether a file lies where packages are installed, or is Python's own."""
     places = [sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")]
     places += [*site.getsitepackages(), site.getusersitepackages()]
     return any(path.startswith(os.path.abspath(place) + os.sep) for place in places if place)
@@ -109,9 +110,14 @@ def _describe(module: ModuleType) -> CodeSpec | None:
     top_name = module.__name__.partition(".")[0]
     package = sys.modules.get(top_name, module)
     if hasattr(package, "__path__"):
-        if not getattr(package, "__file__", None):
-            return None  # a namespace package has no one place
-        directory = os.path.dirname(os.path.abspath(str(package.__file__)))
+        if getattr(package, "__file__", None):
+            directory = os.path.dirname(os.path.abspath(str(package.__file__)))
+        else:
+            # A namespace package: of its places the one that the module is in. Others may be installed.
+            steps = module.__name__.count(".") + (os.path.basename(path) == "__init__.py")
+            directory = _parent(path, steps)
+            if os.path.basename(directory) != top_name:
+                return None
         return CodeSpec(root=os.path.dirname(directory), origin=directory, module=top_name, is_package=True)
     return CodeSpec(root=os.path.dirname(path), origin=path, module=top_name)
 
@@ -156,7 +162,7 @@ def _beside(code: CodeSpec) -> list[str]:
         if not isinstance(path, str) or top in (own, "kedge") or name in _MAIN_NAMES:
             continue
         place = os.path.join(code.root, *name.split("."))
-        if os.path.abspath(path) in (f"{place}.py", os.path.join(place, "__init__.py")) and not _is_installed(place):
+        if os.path.abspath(path) in (f"{place}.py", os.path.join(place, "__init__.py")) and not is_installed(place):
             found.add(top)
     return sorted(found)
 

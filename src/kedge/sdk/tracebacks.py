@@ -10,9 +10,10 @@ from __future__ import annotations
 import builtins
 import linecache
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
@@ -22,6 +23,8 @@ TEXT_LIMIT = 64 * 1024
 """Characters of a traceback that travel: head and tail are kept."""
 FRAME_LIMIT = 100
 """Frames that travel: as many outermost as innermost ones."""
+VARIABLE = "KEDGE_TRACEBACK"
+"""Environment variable: 1 shows every frame."""
 
 Frame = tuple[str, int, str, str]
 
@@ -34,6 +37,10 @@ _CARRIERS = tuple(
 )
 """Standard library files through which a runtime reaches user code: dropped before the first user frame."""
 _TEMPLATE: CodeType = compile("_getframe()", REMOTE, "eval")
+_FRAME = re.compile(r'^(?P<lead>[ |]*)File "(?P<file>.*)", line \d+, in ')
+_PACKAGE = re.compile(r"/((?:site|dist)-packages)/([^/]+)")
+_STANDARD = re.compile(r"/lib/python3\.\d+/")
+"""An image's Python lies where ours does not."""
 # Containers may run Python 3.10, which has neither groups nor qualified names of code.
 _GROUP = getattr(builtins, "BaseExceptionGroup", ())
 _NAMES = [field for field in ("co_name", "co_qualname") if hasattr(_TEMPLATE, field)]
@@ -48,6 +55,53 @@ def describe(error: BaseException) -> tuple[str, tuple[Frame, ...]]:
     if len(frames) > FRAME_LIMIT:
         frames = frames[: FRAME_LIMIT // 2] + frames[-FRAME_LIMIT // 2 :]
     return shorten(text, TEXT_LIMIT), tuple(frames)
+
+
+def everything() -> bool:
+    """Whether people want to see every frame."""
+    return os.environ.get(VARIABLE, "") not in ("", "0")
+
+
+def folded(text: str) -> str:
+    """A printed traceback as people see it: a run of frames in installed packages is one line, except for the last
+    frame of all. Unless they want to see everything."""
+    if everything():
+        return text
+    lines: list[str] = []
+    run: list[tuple[re.Match[str], list[str]]] = []
+    for line in text.splitlines(keepends=True):
+        frame = _FRAME.match(line)
+        if frame is not None and _is_foreign(frame["file"]):
+            run.append((frame, [line]))
+        elif frame is None and run and line.startswith((run[-1][0]["lead"] + "  ", run[-1][0]["lead"] + "[Previous ")):
+            run[-1][1].append(line)
+        else:
+            lines += _fold(run, last=frame is None)
+            lines.append(line)
+            run = []
+    return "".join([*lines, *_fold(run, last=True)])
+
+
+def _fold(run: list[tuple[re.Match[str], list[str]]], last: bool) -> list[str]:
+    """The lines of frames that follow each other, folded where that makes them fewer. `last`: none comes after them."""
+    many, kept = (run[:-1], run[-1:]) if last else (run, [])
+    places = [_PACKAGE.search(frame["file"]) for frame, _ in many]
+    names = list(dict.fromkeys(f"{place[1]}/{place[2].removesuffix('.py')}" for place in places if place))
+    if len(many) < 2 or not names:
+        many, kept = [], run
+    count = [f"{many[0][0]['lead']}… {len(many)} frames in {', '.join(names)}\n"] if many else []
+    return count + [line for _, lines in kept for line in lines]
+
+
+def innermost(frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    """Where it failed, as briefly as can be: the last frame in the user's own files, and the last one of all."""
+    own = [frame for frame in frames if not _is_foreign(frame[0])]
+    return tuple(dict.fromkeys([*own[-1:], *frames[-1:]]))
+
+
+def has_cause(text: str) -> bool:
+    """Whether a printed traceback tells of more than one exception."""
+    return text.count(_HEADER) > 1
 
 
 def add_note(error: BaseException, note: str) -> None:
@@ -87,6 +141,11 @@ def _is_installed(filename: str) -> bool:
     return f"{os.sep}site-packages{os.sep}" in filename or f"{os.sep}dist-packages{os.sep}" in filename
 
 
+def _is_foreign(filename: str) -> bool:
+    """Whether a file of a container is an installed package's or Python's own."""
+    return _is_library(filename) or _STANDARD.search(filename) is not None
+
+
 def _is_library(filename: str) -> bool:
     return _is_installed(filename) or filename.startswith((_LIBRARY, "<"))
 
@@ -99,7 +158,7 @@ def attach(error: BaseException, frames: Iterable[Frame], text: str) -> None:
     if isinstance(error, _GROUP):
         chain = text.rstrip()
     if chain and error.__cause__ is None:
-        error.__cause__ = RemoteCause(chain)
+        error.__cause__ = RemoteCause(folded(chain))
 
 
 class RemoteCause(Exception):

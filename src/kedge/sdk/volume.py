@@ -14,7 +14,7 @@ from enum import IntEnum
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from kedge.exception import AlreadyExistsError, ConnectionError, ExecutionError, InvalidError, NotFoundError
 from kedge.model.protocol import (
@@ -29,6 +29,7 @@ from kedge.model.protocol import (
 from kedge.model.spec import VolumeRef
 from kedge.sdk import config, context, validation
 from kedge.sdk.dual import StaticDual
+from kedge.sdk.named import ask, current_client
 from kedge.sdk.threaded import both, both_each, both_static
 from kedge.sdk.usage import old_spelling, warn
 
@@ -167,7 +168,7 @@ class Volume:
             changes["read_only"] = validation.flag("with_mount_options: read_only", read_only)
         if sub_path is not None:
             changes["sub_path"] = _inside("with_mount_options: sub_path", sub_path)
-        return Volume(_replaced(self._ref, **changes))
+        return Volume(structs.replace(self._ref, **changes))
 
     @property
     def name(self) -> str | None:
@@ -191,10 +192,10 @@ class Volume:
 
     def ref_at(self, target: str) -> VolumeRef:
         """What a spec says of it, mounted at `target`."""
-        return _replaced(self._ref, target=target)
+        return structs.replace(self._ref, target=target)
 
     def _facts(self) -> dict[str, Any]:
-        client = _client()
+        client = current_client()
         if self._known is None or self._known[0] is not client:
             ref = self._ref
             environment = ref.environment or config.environment()
@@ -234,7 +235,7 @@ class Volume:
                 f"here {instead}"
             )
         id = self.object_id
-        answer = _client().request(lambda number: message(number, id, here.container))
+        answer = ask(lambda number: message(number, id, here.container))
         for path, why in answer["left_out"][:3]:
             warn(f"{path!r} is not kept in the volume {self.name or id}: {why}", UserWarning)
 
@@ -249,9 +250,9 @@ class Volume:
         """
         id, after = self.object_id, ""
         while True:
-            ask = partial(VolumeListed, volume=id, path=str(path), recursive=recursive, after=after)
+            page = partial(VolumeListed, volume=id, path=str(path), recursive=recursive, after=after)
             with file_errors():
-                answer = _client().request(ask)
+                answer = ask(page)
             for entry, kind, size, mtime, _ in answer["entries"]:
                 after = entry
                 yield FileEntry(entry, _TYPES.get(kind, FileEntryType.UNSPECIFIED), int(mtime), size)
@@ -268,18 +269,18 @@ class Volume:
         Example:
             data = b"".join(volume.read_file("results.json"))
         """
-        client, ask = _client(), partial(VolumeRead, volume=self.object_id, path=str(path))
+        client, part = current_client(), partial(VolumeRead, volume=self.object_id, path=str(path))
         handle, offset = 0, 0
         while True:
             with file_errors():
-                answer = client.request(partial(ask, handle=handle, offset=offset, size=CHUNK))
+                answer = client.request(partial(part, handle=handle, offset=offset, size=CHUNK))
             handle, data = answer["handle"], answer["data"]
             offset += len(data)
             if data:
                 try:
                     yield data
                 except GeneratorExit:  # nobody wants the rest
-                    client.link().send([ask(0, handle=handle)])
+                    client.link().send([part(0, handle=handle)])
                     raise
             if not data or offset >= answer["size"]:
                 return
@@ -303,7 +304,7 @@ class Volume:
     def _edit(self, action: str, paths: list[str], target: str, recursive: bool) -> None:
         id = self.object_id
         with file_errors():
-            _client().request(lambda number: VolumeEdited(number, id, action, paths, target, recursive))
+            ask(lambda number: VolumeEdited(number, id, action, paths, target, recursive))
 
     def batch_upload(self, force: bool = False) -> BatchUpload:
         """Puts files into the volume: all of them are there when the `with` (or `async with`) block has ended, as one
@@ -375,14 +376,14 @@ def _delete(name: str, client: Any = None, environment_name: str | None = None, 
         if allow_missing:
             return
         raise
-    _client().request(lambda number: VolumeChanged(number, "delete", id))
+    ask(lambda number: VolumeChanged(number, "delete", id))
 
 
 def _rename(old_name: str, new_name: str, *, client: Any = None, environment_name: str | None = None) -> None:
     """Gives a volume another name. AlreadyExistsError where that is taken."""
     validation.name("Volume.rename: new_name", new_name)
     id = Volume.from_name(old_name, environment_name=environment_name).object_id
-    _client().request(lambda number: VolumeChanged(number, "rename", id, new_name))
+    ask(lambda number: VolumeChanged(number, "rename", id, new_name))
 
 
 def _create_deployed(
@@ -407,18 +408,6 @@ def _inside(what: str, path: Any) -> str:
     if not isinstance(path, (str, os.PathLike)) or "\0" in text or ".." in text.split("/"):
         raise InvalidError(f"{what} must be the path of a directory in the volume, without '..', not {path!r}")
     return posixpath.normpath(text).strip("/").removeprefix(".")
-
-
-def _replaced(ref: VolumeRef, **changes: Any) -> VolumeRef:
-    from msgspec import structs
-
-    return structs.replace(ref, **changes)
-
-
-def _client() -> Client:
-    from kedge.sdk.client import Client
-
-    return Client.current()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from kedge.exception import InvalidError
 from kedge.model.protocol import UploadPart, VolumeUploaded
+from kedge.sdk.batches import batches
 from kedge.sdk.client import Client
 from kedge.sdk.usage import warn
 from kedge.sdk.volume import CHUNK, Volume, file_errors
@@ -123,7 +124,7 @@ class BatchUpload:
                 for start in range(0, len(paths), PATHS):
                     some = paths[start : start + PATHS]
                     client.request(functools.partial(message, paths=some))
-                for parts in _messages(self._parts()):
+                for parts in batches(self._parts(), lambda part: len(part.data), PARTS, CHUNK):
                     client.request(functools.partial(message, parts=parts))
                 client.request(functools.partial(message, last=True))
             except BaseException:
@@ -152,17 +153,3 @@ def _of_file(path: str, file: IO[bytes], mode: int) -> Iterator[UploadPart]:
         # Sockets and pipes give less than they were asked for before their end.
         if len(data) < CHUNK and (not data or file.seekable()):
             return
-
-
-def _messages(parts: Iterator[UploadPart]) -> Iterator[list[UploadPart]]:
-    """Small parts travel together."""
-    batch: list[UploadPart] = []
-    size = 0
-    for part in parts:
-        if batch and (size + len(part.data) > CHUNK or len(batch) >= PARTS):
-            yield batch
-            batch, size = [], 0
-        batch.append(part)
-        size += len(part.data)
-    if batch:
-        yield batch

@@ -26,7 +26,7 @@ Key = tuple[VolumeRef, int]
 class Volumes(Protocol):
     """They give builds what they give containers."""
 
-    def mount(self, ref: VolumeRef, environment: str, container: str, scratch: str, number: int) -> VolumeMount: ...
+    def mount(self, ref: VolumeRef, environment: str, container: str, number: int) -> VolumeMount: ...
 
     def ended(self, container: str) -> None: ...
 
@@ -51,7 +51,7 @@ class BuildVolumes:
             for ref, key in ((ref, key) for step in wanted.values() for ref, key in step):
                 if key not in mounts:
                     first = msgspec.structs.replace(ref, read_only=not _is_written(key, wanted))
-                    mounts[key] = self._volumes.mount(first, ref.environment or "main", name, "", len(mounts))
+                    mounts[key] = self._volumes.mount(first, ref.environment or "main", name, len(mounts))
             yield {index: {ref.target: _shown(ref, mounts[key]) for ref, key in step} for index, step in wanted.items()}
         finally:
             self._volumes.ended(name)

@@ -148,6 +148,17 @@ def remove_dead(private: Path) -> None:
             remove(str(path))  # whoever was to remove it did not come to its end
 
 
+def is_taken(path: Path) -> bool:
+    """Whether a server has this directory now."""
+    if not path.is_dir():
+        return False
+    lock = _locked(path / "lock")
+    if lock is None:
+        return True
+    lock.close()
+    return False
+
+
 def _private_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
     path.chmod(0o700)

@@ -26,6 +26,7 @@ from kedge.engines.base import Engine
 from kedge.exception import Error
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
+from kedge.model.spec import AppSpec
 from kedge.server.archive import Archive
 from kedge.server.journal import Journal
 from kedge.server.launches import Launches
@@ -61,6 +62,10 @@ class Driver:
         """The ingress: gets what containers say about requests of its."""
         self.routed: Callable[[], None] = _nothing
         """Called when there may be new labels."""
+        self.brought: Callable[[AppSpec, str], None] = _unnoticed
+        """Told of each app that a session has sent, and which session that was."""
+        self.over: Callable[[], None] = _nothing
+        """Called when the last container of an app that has stopped is gone, and with it the app."""
         self.gone: Callable[[str], None] = _forgotten
         """Told of each container that is gone, once nothing of it is left."""
         self.remounted: Callable[[p.VolumeAnswered], None] = _nobody
@@ -88,12 +93,13 @@ class Driver:
             p.PayloadReleased: store.release,
             p.Remarked: self._remarks.remark,
             p.DeploymentChanged: self.journal.deployment_changed,
+            p.AppOver: lambda message: self.over(),
         }
         self._afterwards: dict[type, Callable[[Any, str], None]] = {
             p.AppStopped: self.journal.apps_stopped,
             p.SessionClosed: self.journal.session_closed,
-            p.AppCreated: lambda message, sender: self.routed(),
-            p.AppDeployed: lambda message, sender: self.routed(),
+            p.AppCreated: self._app_brought,
+            p.AppDeployed: self._app_brought,
             p.ContainerReady: self._container_ready,
         }
 
@@ -133,6 +139,10 @@ class Driver:
         due = self.plane.next_deadline()
         if due is not None and (self._timer is None or due < self._timer_at):
             self._arm(due)
+
+    def _app_brought(self, message: p.AppCreated | p.AppDeployed, sender: str) -> None:
+        self.brought(message.app, sender)
+        self.routed()
 
     def _container_ready(self, message: p.ContainerReady, sender: str) -> None:
         self._launches.learn(sender, message.imports)
@@ -338,6 +348,10 @@ def _nobody(message: Any) -> None:
 
 def _forgotten(container: str) -> None:
     """Where nothing is kept for containers."""
+
+
+def _unnoticed(app: AppSpec, session: str) -> None:
+    """Where nobody wants to know which apps there are."""
 
 
 def _nothing() -> None:

@@ -62,7 +62,7 @@ class House:
         if settings.private:
             self._vault.lender = settings.home / "server"
         self._volumes = Volumes(settings.home / "volumes")
-        self._volume_desk = VolumeDesk(self._volumes)
+        self._volume_desk = VolumeDesk(self._volumes, lambda session: self._rpc.container_of(session))
         self._ladder = Ladder(str(directory.path))
         self._images = Images(
             settings.home,
@@ -88,6 +88,7 @@ class House:
         self._engine = ProcessEngine(lambda fact: self._driver.report(fact))
         self._driver = driver = Driver(Plane(_new_id), self._engine, self._store, launches, self._output)
         driver.gone, driver.remounted = self._volumes.ended, self._volumes.answered
+        driver.brought, driver.over = self._images.brought, self._images.tidy
         self._volumes.remount = self._engine.remount
         self._meter = GpuMeter(driver.plane, self._gpus, driver.submit)
         self._tokens = Tokens(self._store.writer, directory.token())

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from kedge.images.builder import Progress, Request, facts, has_interpreter, plan
 from kedge.images.plan import Plan, argument
 from kedge.images.store import Store
 from kedge.model import protocol as p
-from kedge.model.spec import BuiltImage, ImageSpec, SecretRef
+from kedge.model.spec import AppSpec, BuiltImage, ImageSpec, SecretRef
 from kedge.server.build_volumes import BuildVolumes, Volumes
 
 log = logging.getLogger("kedge.server")
@@ -42,7 +42,7 @@ LEAVE_S = 5.0
 EVENT_LIMIT = 4 * 2**20
 """Bytes of one event."""
 UNUSED_S = 600.0
-"""For so long an image stays in use that no app has, or not yet."""
+"""For so long an image stays in use for a session that makes no app of it."""
 FRESH_S = 2.0
 """For so long what was found on disk is not looked at again."""
 
@@ -94,6 +94,8 @@ class Images:
         self._found: dict[str, tuple[float, BuiltImage]] = {}
         self._held: dict[str, int] = {}
         """Locks that say to other servers that an image is in use here."""
+        self._given: dict[tuple[str, str], float] = {}
+        """By session and image: when it was given that image, of which it has not made an app yet."""
         self._turns = asyncio.Semaphore(AT_ONCE)
         self.used: Callable[[], Iterable[str]] | None = None
         """The images of all apps of this server."""
@@ -134,11 +136,21 @@ class Images:
         """Removes what no image needs that is in use, here or by another server. Blocks: call it in a thread."""
         return prune.prune(self.store, set(used), cache=cache)
 
-    def release(self, used: Iterable[str], within_s: float = 0.0) -> None:
-        """From now on only these are in use here, and those that were looked for `within_s` seconds."""
-        since = time.monotonic() - within_s
-        keep = {*used, *(image for image, (at, _) in self._found.items() if at > since)}
-        for image in [image for image in self._held if image not in keep]:
+    def brought(self, app: AppSpec, session: str) -> None:
+        """This session has made an app of images that it was given: they are in use for as long as that app is."""
+        for spec in app.functions:
+            self._given.pop((session, spec.image.id), None)
+
+    def tidy(self) -> None:
+        """Something that had images is gone: those that nobody has now are in use no longer."""
+        if self.used is not None and self._held:
+            since = time.monotonic() - UNUSED_S
+            self._given = {key: at for key, at in self._given.items() if at > since}
+            self.release({*self.used(), *(image for _, image in self._given)})
+
+    def release(self, used: Collection[str]) -> None:
+        """From now on only these are in use here."""
+        for image in [image for image in self._held if image not in used]:
             os.close(self._held.pop(image))
             self._found.pop(image, None)
 
@@ -184,12 +196,11 @@ class Images:
         found = planned(self.store, spec, forced, self._host_apt)
         if not forced and not any(argument(step.step, "force_build", False) is True for step in found.steps):
             if self.find(found.image) is not None:
-                return self._published(message, {"id": found.image, "cached": True, "seconds": 0.0})
+                return self._published(message, session, {"id": found.image, "cached": True, "seconds": 0.0})
             key = found.image
         else:
             key = "forced " + planned_key(found, message)
-        if self.used is not None:
-            self.release(self.used(), within_s=UNUSED_S)
+        self.tidy()
         values = self._secrets(spec)
         return self._wait(key, spec, message, session, values)
 
@@ -215,11 +226,12 @@ class Images:
         me = (session, message.request)
         build.waiting[me] = None
         try:
-            return self._published(message, await asyncio.shield(build.task))
+            return self._published(message, session, await asyncio.shield(build.task))
         finally:
             self._leave(build, me)
 
-    def _published(self, message: p.ImageRequested, answer: dict[str, Any]) -> dict[str, Any]:
+    def _published(self, message: p.ImageRequested, session: str, answer: dict[str, Any]) -> dict[str, Any]:
+        self._given[session, answer["id"]] = time.monotonic()
         if message.publish:
             self.store.publish(message.publish, answer["id"])
         return answer
@@ -229,6 +241,10 @@ class Images:
         for build in list(self._builds.values()):
             for waiting in [waiting for waiting in build.waiting if waiting[0] == session]:
                 self._leave(build, waiting)
+        if given := [key for key in self._given if key[0] == session]:
+            for key in given:
+                del self._given[key]
+            self.tidy()
 
     def _leave(self, build: Build, waiting: tuple[str, int]) -> None:
         build.waiting.pop(waiting, None)

@@ -242,8 +242,9 @@ class Inventory:
 
     def _surroundings(self, app: AppSpec, function: FunctionSpec, secrets: bool) -> Facts:
         """What a program needs to run as a container of this function does. Holds the values of variables."""
-        environment = self.launches.outfitter.environment(app, function)
-        hidden = {"secrets": self.launches.outfitter.secrets(app, function)} if secrets else {}
+        outfitter = self.launches.outfitter
+        environment = outfitter.environment(app, function, outfitter.footing(app, function))
+        hidden = {"secrets": outfitter.secrets(app, function)} if secrets else {}
         return hidden | {
             "environment": app.environment_name,
             "python": environment.python,

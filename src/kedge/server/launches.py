@@ -34,7 +34,8 @@ class Launches:
     def make(self, order: StartContainer, spec: FunctionSpec, parameters: Payload | None, app: AppSpec) -> Launch:
         """What a container is started with. Error where something that it needs is not there."""
         devices = tuple(order.devices)
-        plain = self.outfitter.environment(app, spec)
+        footing = self.outfitter.footing(app, spec)
+        plain = self.outfitter.environment(app, spec, footing)
         environment = plain
         hidden = self.outfitter.secrets(app, spec)
         if hidden:
@@ -57,7 +58,7 @@ class Launches:
             devices=devices,
             device_variables=tuple(sorted(self.outfitter.device_variables(spec, devices).items())),
             home=self._home,
-            isolation=self.outfitter.isolation(app, spec, order.container, devices),
+            isolation=self.outfitter.isolation(app, spec, footing, order.container, devices),
         )
         # What only the container itself needs is not kept, and secrets least of all.
         kept = replace(launch, function=replace(spec, serialized=None), parameters=None, environment=plain)

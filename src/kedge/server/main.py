@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -23,13 +25,16 @@ from typing import Any
 from kedge._version import __version__
 from kedge.engines.spawn import FILE_LIMIT_VARIABLE
 from kedge.server.check import check
-from kedge.server.directory import StateDirectory
+from kedge.server.directory import StateDirectory, is_taken
 from kedge.server.house import House
 from kedge.server.logfile import FORMAT, LogFile
 from kedge.server.settings import FLAGS, KEYS, Settings, load
 from kedge.server.writer import StoreError
 
 log = logging.getLogger("kedge.server")
+
+LOOK_MS = 2
+"""How often a server that waits for the place of another one looks: nobody is served meanwhile."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         _log_to(options, settings)
         _raise_file_limit()
+        if options.successor and options.ready_fd is not None:
+            await_turn(settings.home, options.ready_fd)
         return _run(_serve(options, settings))
     except (OSError, ValueError, StoreError) as error:
         _say(options.ready_fd, {"error": str(error)})
@@ -53,6 +60,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("KEDGE_HOME") or Path.home() / ".kedge"))
     parser.add_argument("--private", action="store_true", help="serve one program, and end with it")
     parser.add_argument("--ready-fd", type=int, help="write one JSON line there as soon as connections are accepted")
+    parser.add_argument("--successor", action="store_true", help="take the place of the server that runs when it ends")
     parser.add_argument("--owner-fd", type=int, help="end when this file descriptor is closed by its other side")
     parser.add_argument("--log-file", type=Path, help="write the log there, and what goes to stdout and stderr")
     parser.add_argument("--foreground", action="store_true", help="write the log to stderr as well")
@@ -84,6 +92,20 @@ def _raise_file_limit() -> None:
         except (ValueError, OSError):
             return
         os.environ[FILE_LIMIT_VARIABLE] = str(soft)
+
+
+def await_turn(home: Path, ready: int) -> None:
+    """Everything is loaded, which is most of what a start takes, so the server that runs may end: a space on `ready`,
+    before the line about this one, says so. OSError where whoever reads that has gone: it will not end that one."""
+    with contextlib.suppress(ImportError):
+        import uvloop  # noqa: F401
+    with contextlib.suppress(BrokenPipeError):
+        os.write(ready, b" ")
+    gone = select.poll()
+    gone.register(ready, 0)
+    while is_taken(home / "server"):
+        if gone.poll(LOOK_MS):
+            raise OSError("whoever has started this server to take the place of another one is gone")
 
 
 def _run(serve: Coroutine[Any, Any, int]) -> int:

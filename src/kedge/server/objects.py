@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Callable
@@ -17,9 +16,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from kedge.exception import AlreadyExistsError, Error, InvalidError, NotFoundError, ResourceExhaustedError
+from kedge.exception import Error, InvalidError, NotFoundError, ResourceExhaustedError
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
+from kedge.server import names
 from kedge.server.dicts import Dicts
 from kedge.server.office import NOTHING_YET
 from kedge.server.queues import Queues
@@ -33,7 +33,6 @@ MAX_OBJECTS = 10_000
 """Of all kinds. More is a program that makes one for each of its inputs and ends none."""
 MAX_UNWRITTEN = 256 * 1024 * 1024
 """Bytes of values that may be on their way to the disk; who sends more is told to try again."""
-_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (
@@ -68,8 +67,15 @@ class Desk:
     def find(self, id: str, kind: str) -> Object:
         found = self.objects.get(id)
         if found is None or found.kind != kind:
-            raise gone(kind)
+            raise self.gone(kind)
         return found
+
+    @staticmethod
+    def gone(kind: str) -> NotFoundError:
+        return NotFoundError(
+            f"this {kind} is not there any more: it was deleted, or it was ephemeral and the program that made it has "
+            "ended"
+        )
 
     def ask(
         self,
@@ -198,7 +204,7 @@ class Objects:
             return self._find(message, session)
         if message.action == "create":
             if name and (kind, environment, name) in self._by_name:
-                raise AlreadyExistsError(f"there is a {kind} {name!r} in the environment {environment!r} already")
+                raise names.taken(kind, name, environment)
             return self._create(message, session)
         if message.action == "delete":
             found = self._desk.find(message.id, kind) if message.id else self._named(kind, environment, name)
@@ -225,18 +231,15 @@ class Objects:
         found = self._by_name.get((kind, environment, name))
         if found is None:
             there = [key[2] for key in self._by_name if key[:2] == (kind, environment)]
-            listed = f"there are {', '.join(sorted(there)[:20])}" if there else "there are none"
-            raise NotFoundError(
-                f"there is no {kind} {name!r} in the environment {environment!r}; {listed}. Write "
-                f"create_if_missing=True, or make it with `kedge {kind} create {name}`"
-            )
+            advice = f"Write create_if_missing=True, or make it with `kedge {kind} create {name}`"
+            raise names.missing(kind, name, environment, there, advice)
         return found
 
     def _create(self, message: p.ObjectsRequested, session: str) -> Any:
         if len(self._desk.objects) >= MAX_OBJECTS:
             raise ResourceExhaustedError(f"there are {MAX_OBJECTS} dicts and queues already; delete some first")
-        if message.name and not _NAME.fullmatch(message.name):
-            raise InvalidError(f"a name has letters, digits, '.', '-' and '_', 64 at most; got {message.name[:80]!r}")
+        if message.name:
+            names.check(message.kind, message.name)
         id = f"{KINDS[message.kind]}-{os.urandom(8).hex()}"
         made = Object(id, message.kind, message.name, message.environment, self._clock())
         # At once: who asks for the name in the same moment gets the same one.
@@ -282,9 +285,3 @@ def facts(one: Object) -> dict[str, Any]:
         "environment": one.environment,
         "created_at": one.created_at,
     }
-
-
-def gone(kind: str) -> NotFoundError:
-    return NotFoundError(
-        f"this {kind} is not there any more: it was deleted, or it was ephemeral and the program that made it has ended"
-    )

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from msgspec.structs import replace
 
@@ -78,7 +78,7 @@ class Vault(Protocol):
 
 
 class Volumes(Protocol):
-    def mount(self, ref: VolumeRef, environment: str, container: str, scratch: str, number: int) -> VolumeMount: ...
+    def mount(self, ref: VolumeRef, environment: str, container: str, number: int) -> VolumeMount: ...
 
 
 class Images(Protocol):
@@ -104,7 +104,7 @@ class Nothing:
     def values(self, ref: SecretRef, environment: str) -> dict[str, str]:
         raise NotFoundError(f"there is no secret {ref.name or ref.id!r}")
 
-    def mount(self, ref: VolumeRef, environment: str, container: str, scratch: str, number: int) -> VolumeMount:
+    def mount(self, ref: VolumeRef, environment: str, container: str, number: int) -> VolumeMount:
         raise NotFoundError(f"there is no volume {ref.name or ref.id!r}")
 
     def variables(self, devices: tuple[int, ...]) -> dict[str, str]:
@@ -118,6 +118,19 @@ class Nothing:
 
 
 _NOTHING = Nothing()
+
+
+class Footing(NamedTuple):
+    """What the containers of a function stand on."""
+
+    rung: str
+    built: BuiltImage | None
+    """None where the function has no image."""
+
+    @property
+    def root(self) -> BuiltImage | None:
+        """What they have a root of their own of; None where they see the machine's files."""
+        return None if self.rung == PROCESS else self.built
 
 
 class Outfitter:
@@ -159,8 +172,12 @@ class Outfitter:
 
     # ------------------------------------------------------------ which rung
 
-    def rung(self, app: AppSpec, spec: FunctionSpec) -> str:
-        """The rung that containers of this function run on. UnavailableError or InvalidError where none will do."""
+    def footing(self, app: AppSpec, spec: FunctionSpec) -> Footing:
+        """What all else follows from. UnavailableError where no rung will do, NotFoundError where its image is gone."""
+        built = self._built(spec)
+        return Footing(self._rung(app, spec, built), built)
+
+    def _rung(self, app: AppSpec, spec: FunctionSpec, built: BuiltImage | None) -> str:
         wanted = app.isolation or self.preferred
         if wanted:
             reason = self.rungs.get(wanted, f"there is no such rung; it is one of {', '.join(RUNGS)}")
@@ -179,7 +196,7 @@ class Outfitter:
                 raise UnavailableError(
                     f"{spec.name}: block_network=True needs a network of its own, {self._why_process()}"
                 )
-            if what := self._needs_files(spec):
+            if what := _needs_files(spec, built):
                 raise UnavailableError(f"{spec.name}: {what} needs a file system of its own, {self._why_process()}")
         return rung
 
@@ -187,24 +204,11 @@ class Outfitter:
         why = self.rungs.get(NAMESPACE, "") or f"isolation {PROCESS!r} was asked for"
         return f"from isolation {NAMESPACE!r} on: {why}"
 
-    def _needs_files(self, spec: FunctionSpec) -> str:
-        """What of a function can only be had with a file system of its own; empty where nothing is."""
-        if spec.volumes:
-            return f"the volume at {spec.volumes[0].target}"
-        outside = [files.target for files in spec.image.mounts if files.target not in spec.image.python_path]
-        if outside:
-            return f"what the image adds at {outside[0]}"
-        built = self._images.find(spec.image.id) if spec.image.id else None
-        if built is not None and (built.layers or built.package_layers):
-            return "an image with system packages or commands"
-        return ""
-
     def objection(self, app: AppSpec) -> Exception | None:
         """Why the containers of an app could not start here, as far as that can be said before; None where they can."""
         try:
             for spec in app.functions:
-                self.rung(app, spec)
-                self._built(spec)
+                self.footing(app, spec)
                 for secret in spec.secrets:
                     self._vault.values(secret, app.environment_name)
         except (InvalidError, NotFoundError, UnavailableError) as error:
@@ -213,11 +217,10 @@ class Outfitter:
 
     # ------------------------------------------------------------ what is around
 
-    def environment(self, app: AppSpec, spec: FunctionSpec) -> EnvironmentSpec:
+    def environment(self, app: AppSpec, spec: FunctionSpec, footing: Footing) -> EnvironmentSpec:
         """Interpreter, path, variables and directory of a function's containers, secrets not among them."""
-        built = self._built(spec)
-        if built is not None:
-            return self._of_image(app, spec, built)
+        if footing.built is not None:
+            return self._of_image(app, spec, footing.built, own=footing.root is not None)
         declared = app.environment
         if declared.python:
             return declared
@@ -239,31 +242,31 @@ class Outfitter:
             found |= self._vault.values(secret, app.environment_name)
         return found
 
-    def isolation(self, app: AppSpec, spec: FunctionSpec, container: str, devices: tuple[int, ...]) -> Isolation:
+    def isolation(
+        self, app: AppSpec, spec: FunctionSpec, footing: Footing, container: str, devices: tuple[int, ...]
+    ) -> Isolation:
         """How one container is kept apart, and what it sees."""
-        rung, built = self.rung(app, spec), self._built(spec)
-        own = built is not None and rung != PROCESS
-        scratch = "" if rung == PROCESS else str(self._state / "containers" / container)
+        rung, built, root = footing.rung, footing.built, footing.root
         binds: Iterable[Bind] = ()
-        if own and built is not None:
-            around = tuple(self._binds(app, built, bool(devices)))
+        if root:
+            around = tuple(self._binds(app, root, bool(devices)))
             others = [*(bind.target for bind in around), *(ref.target for ref in spec.volumes)]
-            binds = (*around, *added.binds(spec.image.mounts, built.layers, others))
+            binds = (*around, *added.binds(spec.image.mounts, root.layers, others))
         return Isolation(
             rung=rung,
-            shares_files=not own,
-            layers=built.layers if own and built else (),
-            packages=built.packages if own and built else "",
-            package_layers=built.package_layers if own and built else (),
-            hidden=self._hidden(bool(built and built.layers)) if own else (),
+            shares_files=not root,
+            layers=root.layers if root else (),
+            packages=root.packages if root else "",
+            package_layers=root.package_layers if root else (),
+            hidden=self._hidden(bool(root.layers)) if root else (),
             binds=tuple(binds),
             volumes=tuple(
-                self._volumes.mount(ref, app.environment_name, container, scratch, number)
+                self._volumes.mount(ref, app.environment_name, container, number)
                 for number, ref in enumerate(spec.volumes)
             ),
-            scratch=scratch,
+            scratch="" if rung == PROCESS else str(self._state / "containers" / container),
             network=not spec.block_network,
-            devices=self._devices.nodes(devices) if own else (),
+            devices=self._devices.nodes(devices) if root else (),
             limits=Limits(
                 cpu=spec.resources.cpu_limit,
                 memory=spec.resources.memory_limit,
@@ -288,8 +291,7 @@ class Outfitter:
             )
         return built
 
-    def _of_image(self, app: AppSpec, spec: FunctionSpec, built: BuiltImage) -> EnvironmentSpec:
-        own = self.rung(app, spec) != PROCESS
+    def _of_image(self, app: AppSpec, spec: FunctionSpec, built: BuiltImage, own: bool) -> EnvironmentSpec:
         programs = os.path.dirname(built.python)
         if own:
             variables = {name: os.environ[name] for name in _OF_THE_NETWORK if name in os.environ}
@@ -346,6 +348,18 @@ class Outfitter:
         if self._home and self._home.split("/")[1] in _SHOWN:
             found.append(self._home)
         return tuple(sorted(found))
+
+
+def _needs_files(spec: FunctionSpec, built: BuiltImage | None) -> str:
+    """What of a function can only be had with a file system of its own; empty where nothing is."""
+    if spec.volumes:
+        return f"the volume at {spec.volumes[0].target}"
+    outside = [files.target for files in spec.image.mounts if files.target not in spec.image.python_path]
+    if outside:
+        return f"what the image adds at {outside[0]}"
+    if built is not None and (built.layers or built.package_layers):
+        return "an image with system packages or commands"
+    return ""
 
 
 def _top_level() -> list[str]:

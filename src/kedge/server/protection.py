@@ -9,18 +9,18 @@ from typing import Any, Protocol
 from kedge.engines import cgroups, probe, system, warden
 
 
-class Ladder(Protocol):
-    """What is known of isolation on this machine: an `Outfitter`."""
+class Rungs(Protocol):
+    """Which rungs this machine has, and which one was asked for: an `Outfitter`."""
 
     rungs: Mapping[str, str]
     preferred: str
 
 
-def facts(ladder: Ladder) -> dict[str, Any]:
+def facts(known: Rungs) -> dict[str, Any]:
     """`isolation` of containers with images whose app asks for none, and why each rung cannot be had (empty: it can);
     `limits` by what enforces them."""
     return {
-        "isolation": {"rung": ladder.preferred or probe.best(ladder.rungs), "rungs": dict(ladder.rungs)},
+        "isolation": {"rung": known.preferred or probe.best(known.rungs), "rungs": dict(known.rungs)},
         "limits": enforced(),
     }
 

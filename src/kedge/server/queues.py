@@ -293,9 +293,7 @@ class Queues:
             line = self._lines.pop(place)
             for one in line.all():
                 if not one.unwanted:
-                    from kedge.server.objects import gone
-
-                    self._desk.reply(one.session, one.request, gone("queue"))
+                    self._desk.reply(one.session, one.request, self._desk.gone("queue"))
                 one.unwanted = True
                 if not line.looking:
                     line.remove(one)

@@ -1,7 +1,8 @@
 """Connections: who is there, what they may say, and where it goes.
 
 The first message must be Hello. A container proves its id with the token of its launch; a client over TCP shows the
-server's token, one over the Unix socket has proved by the file's mode that it is the same user. Whatever is not
+server's token, one over the Unix socket has proved by the file's mode that it is the same user. Code in a container
+that connects as a client proves which one it is in the same way: only then is it heard in that one's name. What is not
 understood (`wire.codec`) or makes no sense (`door`) closes that connection with Refused, with a line in the log, and
 nothing else.
 
@@ -68,6 +69,8 @@ class Rpc:
         self._strangers: dict[AsyncConnection, asyncio.TimerHandle] = {}
         self._shown: dict[AsyncConnection, str] = {}
         """Ids of the tokens that clients over TCP have come in with."""
+        self._within: dict[str, str] = {}
+        """The containers whose code sessions are."""
         self.web: Callable[[str], tuple[str, str]] = lambda host: ("", "")
         """Where the ingress answers: its address and domain for clients that know this machine by this name, which is
         empty for those on it."""
@@ -112,6 +115,10 @@ class Rpc:
         for connection in list(self._open):
             connection.abort("the server ends")
 
+    def container_of(self, session: str) -> str:
+        """The container whose code a session is, as it has proved; empty where it is none's."""
+        return self._within.get(session, "")
+
     # ------------------------------------------------------------ who is there
 
     def _too_silent(self, connection: AsyncConnection) -> None:
@@ -146,12 +153,20 @@ class Rpc:
         elif first.role == p.CONTAINER:
             self._welcome_container(connection, first, messages[1:])
         elif first.role == p.CLIENT:
-            self._sessions += 1
-            apart = peers.is_inside(peers.process_of(connection.peer_socket))
-            listener = self._from_inside if apart else self._from_client
-            self._admit(connection, f"se-{self._sessions}", listener, messages[1:])
+            self._welcome_client(connection, first, messages[1:])
         else:
             self._refuse(connection, f"unknown role {first.role[:MAX_QUOTE]!r}: it must be client or container")
+
+    def _welcome_client(self, connection: AsyncConnection, hello: p.Hello, rest: list[Any]) -> None:
+        if hello.identity and not self._launches.proves(hello.identity, hello.token):
+            self._refuse(connection, f"{hello.identity[:60]!r} shows a token that is not its own")
+            return
+        self._sessions += 1
+        session = f"se-{self._sessions}"
+        if hello.identity:
+            self._within[session] = hello.identity
+        apart = peers.is_inside(peers.process_of(connection.peer_socket))
+        self._admit(connection, session, self._from_inside if apart else self._from_client, rest)
 
     def _welcome_container(self, connection: AsyncConnection, hello: p.Hello, rest: list[Any]) -> None:
         container = self._driver.plane.containers.get(hello.identity)
@@ -245,6 +260,7 @@ class Rpc:
             log.warning("%s: %s", address, reason)
         del self._driver.links[address]
         if address.startswith("se-"):
+            self._within.pop(address, None)
             self._driver.unsubscribe(address)
             self._office.session_closed(address)
             self._driver.submit(p.SessionClosed(reason), address)

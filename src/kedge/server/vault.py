@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import logging
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,9 +24,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from kedge.exception import AlreadyExistsError, InvalidError, NotFoundError, ResourceExhaustedError
+from kedge.exception import InvalidError, NotFoundError, ResourceExhaustedError
 from kedge.model.protocol import SecretsChanged
 from kedge.model.spec import SecretRef
+from kedge.server import names
 from kedge.server.writer import StoreError, Transaction, Writer
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ CREATE TABLE IF NOT EXISTS secrets (
     updated_at REAL NOT NULL
 ) WITHOUT ROWID
 """
-_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 
 class _Secret(Struct, frozen=True):
@@ -145,13 +144,10 @@ class Vault:
         found = self._by_name.get((environment, name))
         if found is None:
             there = [known for where, known in self._by_name if where == environment]
-            listed = f"there are {', '.join(sorted(there)[:20])}" if there else "there are none"
             elsewhere = sorted(where for where, known in self._by_name if known == name)
-            hint = f" It is in {', '.join(elsewhere)}." if elsewhere else ""
-            raise NotFoundError(
-                f"there is no secret {name!r} in the environment {environment!r}; {listed}.{hint} `kedge secret create "
-                f"{name} KEY=VALUE` makes it"
-            )
+            hint = f"It is in {', '.join(elsewhere)}. " if elsewhere else ""
+            advice = f"{hint}`kedge secret create {name} KEY=VALUE` makes it"
+            raise names.missing("secret", name, environment, there, advice)
         return found
 
     # ------------------------------------------------------------ what sessions ask
@@ -189,16 +185,13 @@ class Vault:
 
     async def _change(self, message: SecretsChanged) -> Facts:
         name, environment, values = message.name, message.environment, message.values
-        if not _NAME.fullmatch(name):
-            raise InvalidError(f"a secret's name has letters, digits, '.', '-' and '_', 64 at most; got {name[:80]!r}")
+        names.check("secret", name)
         async with self._changing:
             before = self._by_name.get((environment, name))
             if message.action == "update":
                 values = self._opened(self._named(environment, name)) | values
             elif before is not None and message.action == "create":
-                raise AlreadyExistsError(
-                    f"there is a secret {name!r} in the environment {environment!r} already; --force replaces it"
-                )
+                raise names.taken("secret", name, environment, "; --force replaces it")
             elif before is not None and message.action == "create_missing":
                 return _facts(before, self._keys(before))
             self._check(values)

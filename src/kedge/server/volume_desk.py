@@ -13,7 +13,13 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from kedge.exception import AlreadyExistsError, InvalidError, NotFoundError, ResourceExhaustedError
+from kedge.exception import (
+    AlreadyExistsError,
+    InvalidError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+)
 from kedge.model import protocol as p
 from kedge.model.spec import VolumeRef
 from kedge.server import volume_trees as trees
@@ -48,10 +54,16 @@ class Upload:
 
 
 class VolumeDesk:
-    """Answers sessions; `answers` is for the office."""
+    """Answers sessions; `answers` is for the office.
 
-    def __init__(self, volumes: Volumes) -> None:
+    Args:
+        volumes: The volumes of this server.
+        container_of: The container whose code a session has proved to be; empty where it is none's.
+    """
+
+    def __init__(self, volumes: Volumes, container_of: Callable[[str], str]) -> None:
         self._volumes = volumes
+        self._container_of = container_of
         self._store = volumes.store
         self._open: dict[int, tuple[str, int]] = {}
         """By handle: the session that reads a file, and its descriptor."""
@@ -131,13 +143,9 @@ class VolumeDesk:
 
     def _page(self, message: p.VolumeListed) -> Facts:
         self._store.get(message.volume)
-        number, pin = self._store.pin(message.volume)
-        try:
-            tree = self._store.tree(message.volume, number)
+        with self._store.newest(message.volume) as tree:
             found = trees.entries(tree, message.path, message.recursive, message.after)
             page = [[one.path, one.kind, one.size, one.mtime, one.mode] for one in islice(found, PAGE + 1)]
-        finally:
-            os.close(pin)
         return {"entries": page[:PAGE], "more": len(page) > PAGE}
 
     async def _read(self, message: p.VolumeRead, session: str) -> Facts:
@@ -162,14 +170,11 @@ class VolumeDesk:
 
     def _opened(self, volume: str, path: str) -> int:
         self._store.get(volume)
-        number, pin = self._store.pin(volume)
-        try:
-            place = trees.locate(self._store.tree(volume, number), path)
+        with self._store.newest(volume) as tree:
+            place = trees.locate(tree, path)
             if os.path.isdir(place):
                 raise InvalidError(f"{path!r} is a directory; name a file in it")
             return os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
-        finally:
-            os.close(pin)
 
     def _shut(self, handle: int) -> None:
         _, descriptor = self._open.pop(handle, ("", -1))
@@ -237,11 +242,8 @@ class VolumeDesk:
             raise InvalidError("this upload is over; begin another one")
         paths = [trees.clean(path) for path in message.paths]
         if paths:
-            number, pin = self._store.pin(upload.volume)
-            try:
-                check(self._store.tree(upload.volume, number), paths, message.force)
-            finally:
-                os.close(pin)
+            with self._store.newest(upload.volume) as tree:
+                check(tree, paths, message.force)
         for path in paths:
             if path in upload.paths:
                 raise InvalidError(f"{path!r} comes twice in one upload; leave one of them out")
@@ -270,12 +272,21 @@ class VolumeDesk:
     # ------------------------------------------------------------ from containers
 
     async def _commit(self, message: p.VolumeCommitted, session: str) -> Facts:
-        left_out = await self._volumes.commit(message.container, message.volume)
+        left_out = await self._volumes.commit(self._own(message.container, session), message.volume)
         return {"left_out": [list(one) for one in left_out]}
 
     async def _reload(self, message: p.VolumeReloaded, session: str) -> Facts:
-        left_out = await self._volumes.reload(message.container, message.volume)
+        left_out = await self._volumes.reload(self._own(message.container, session), message.volume)
         return {"left_out": [list(one) for one in left_out]}
+
+    def _own(self, container: str, session: str) -> str:
+        """The container that asks, and nobody else in its name."""
+        if container and container == self._container_of(session):
+            return container
+        raise PermissionDeniedError(
+            f"only the container {container!r} itself can commit or reload what it has mounted, and this connection is "
+            "not its; call commit() and reload() in the function that has the volume, not in a program that it starts"
+        )
 
 
 def _landed(upload: Upload, force: bool, tree: str) -> trees.Changes:

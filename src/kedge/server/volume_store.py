@@ -30,15 +30,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from kedge.exception import AlreadyExistsError, ConflictError, InvalidError, NotFoundError, ServiceError
+from kedge.exception import ConflictError, InvalidError, NotFoundError, ServiceError
+from kedge.server import names
+from kedge.server.bounds import ENVIRONMENT
 from kedge.server.volume_lease import Lease
 from kedge.server.volume_trees import FILE, Changes, apply, clone, discard
 
 VOLUME_ID = re.compile(r"vo-[0-9a-f]{16}")
-NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
-ENVIRONMENT = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 FEW = 64
 """Files that are written to disk one by one."""
 HALF_MADE_S = 3600.0
@@ -93,12 +93,9 @@ class Store:
         """NotFoundError names what there is instead."""
         id = self._id_of(name, environment)
         if id is None:
-            there = sorted(volume.name for volume in self.all(environment))
-            listed = f"; there are {', '.join(there[:10])}{' and more' if len(there) > 10 else ''}" if there else ""
-            raise NotFoundError(
-                f"there is no volume {name!r} in the environment {environment!r}{listed}. Create it with `kedge volume "
-                f"create {name}`, or write kedge.Volume.from_name({name!r}, create_if_missing=True)"
-            )
+            there = [volume.name for volume in self.all(environment)]
+            how = f"`kedge volume create {name}`, or write kedge.Volume.from_name({name!r}, create_if_missing=True)"
+            raise names.missing("volume", name, environment, there, f"Create it with {how}")
         return self._read(id, name, environment)
 
     def get(self, id: str) -> Volume:
@@ -110,11 +107,11 @@ class Store:
 
     def all(self, environment: str = "") -> list[Volume]:
         """Those that have a name, in the order of environments and names."""
-        names = self.directory / "names"
-        environments = [environment] if environment else sorted(os.listdir(names)) if names.is_dir() else []
+        named = self.directory / "names"
+        environments = [environment] if environment else sorted(os.listdir(named)) if named.is_dir() else []
         found = []
         for one in environments:
-            place = names / one
+            place = named / one
             for name in sorted(os.listdir(place)) if place.is_dir() else ():
                 id = self._id_of(name, one)
                 if id is not None and (self.directory / id / "volume.json").exists():
@@ -127,7 +124,7 @@ class Store:
         if name:
             _check(name, environment)
             if self._id_of(name, environment) is not None:
-                raise _taken(name, environment)
+                raise names.taken("volume", name, environment)
         self.lease.open()
         id = f"vo-{secrets.token_hex(8)}"
         root = self.directory / f"{id}.new"
@@ -183,12 +180,12 @@ class Store:
         try:
             os.link(draft, place / name)
         except FileExistsError:
-            raise _taken(name, environment) from None
+            raise names.taken("volume", name, environment) from None
         finally:
             draft.unlink()
 
     def _id_of(self, name: str, environment: str) -> str | None:
-        if not NAME.fullmatch(name) or not ENVIRONMENT.fullmatch(environment) or name.startswith("."):
+        if not names.NAME.fullmatch(name) or not ENVIRONMENT.fullmatch(environment) or name.startswith("."):
             return None
         try:
             id = (self.directory / "names" / environment / name).read_text()
@@ -229,6 +226,15 @@ class Store:
                     return number, descriptor
             except OSError:
                 pass  # it is being removed
+            os.close(descriptor)
+
+    @contextmanager
+    def newest(self, id: str) -> Iterator[str]:
+        """The directory of the current tree, which stays for the time of the block."""
+        number, descriptor = self.pin(id)
+        try:
+            yield self.tree(id, number)
+        finally:
             os.close(descriptor)
 
     @contextmanager
@@ -332,7 +338,7 @@ class Store:
         path = self._view_path(view)
         draft = f"{path}.new"
         with open(draft, "w") as file:
-            json.dump({field: getattr(view, field) for field in View.__struct_fields__}, file)
+            json.dump(structs.asdict(view), file)
         os.rename(draft, path)
 
     def forget(self, view: View) -> None:
@@ -363,7 +369,7 @@ class Store:
             now = next((one for one in self.views(view.volume) if one == view), None)
             if now is None or self.lease.lives(now.server):
                 return None
-            mine = View(**{**_fields(view), "server": self.lease.server})
+            mine = structs.replace(view, server=self.lease.server)
             self.remember(mine)
             return mine
         return None
@@ -388,21 +394,12 @@ class Store:
         return str(self.directory / view.volume / "views" / f"{view.name}.json")
 
 
-def _fields(view: View) -> dict[str, Any]:
-    return {field: getattr(view, field) for field in View.__struct_fields__}
-
-
 def _check(name: str, environment: str) -> None:
-    if not NAME.fullmatch(name) or name.startswith("."):
-        raise InvalidError(
-            f"a volume cannot be called {name!r}: letters, digits, '.', '-' and '_', 64 at most, not '.' first"
-        )
+    names.check("volume", name)
+    if name.startswith("."):
+        raise InvalidError(f"a volume cannot be called {name!r}: its name does not begin with '.'")
     if not ENVIRONMENT.fullmatch(environment):
         raise InvalidError(f"{environment!r} is no name of an environment: small letters, digits and '-'")
-
-
-def _taken(name: str, environment: str) -> AlreadyExistsError:
-    return AlreadyExistsError(f"there is a volume {name!r} in the environment {environment!r} already")
 
 
 @contextmanager

@@ -277,11 +277,11 @@ def apply(changes: Changes, draft: str) -> None:
         here = _place(draft, put.path)
         if put.kind == DIRECTORY:
             if os.path.islink(here) or not os.path.isdir(here):
-                _clear(here)
+                discard(here)
                 os.mkdir(here)
             os.chmod(here, put.mode | 0o700)  # the next draft is made by reading this one
             continue
-        _clear(here)
+        discard(here)
         if put.kind == LINK:
             os.symlink(put.source, here)
         else:
@@ -328,10 +328,9 @@ def copies(tree: str, sources: Iterable[str], target: str, recursive: bool) -> C
             raise InvalidError(f"{source!r} is a directory; recursive=True (cp -r) copies it with all that is in it")
         if base == source or base.startswith(f"{source}/"):
             raise InvalidError(f"{source!r} cannot be copied into itself; choose a target outside of it")
-        prefix = os.path.relpath(real, tree)
         puts.append(Put(base, DIRECTORY, mode=stat.S_IMODE(facts.st_mode)))
         for entry in _below(real, "", True, ""):
-            here = os.path.join(tree, prefix, entry.path)
+            here = os.path.join(real, entry.path)
             origin = os.readlink(here) if entry.kind == LINK else here
             puts.append(Put(f"{base}/{entry.path}", entry.kind, origin, entry.mode))
     return Changes([], puts)
@@ -351,16 +350,6 @@ def _place(draft: str, path: str) -> str:
             pass
         os.mkdir(here)
     return os.path.join(here, names[-1])
-
-
-def _clear(path: str) -> None:
-    try:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            discard(path)
-        else:
-            os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _delete(draft: str, path: str) -> None:

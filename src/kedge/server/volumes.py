@@ -107,9 +107,9 @@ class Volumes:
                 raise
         return self.store.create(ref.name, ref.environment or environment)
 
-    def mount(self, ref: VolumeRef, environment: str, container: str, scratch: str, number: int) -> VolumeMount:
+    def mount(self, ref: VolumeRef, environment: str, container: str, number: int) -> VolumeMount:
         """What the container `container` is to see at `ref.target`; `number` counts its volumes. What it writes lies
-        with the volume, not in its `scratch`, so that it outlives the container."""
+        with the volume, so that it outlives the container."""
         volume = self.resolve(ref, environment)
         mounted = self._views.make(volume.id, container, number, ref.target, ref.sub_path, ref.read_only)
         mounted.due = asyncio.get_running_loop().time() + self.period

@@ -19,8 +19,9 @@ def remove(path: str) -> None:
         return
     with suppress(RecursionError):
         shutil.rmtree(path, ignore_errors=True)
-    if not os.path.lexists(path):
-        return
-    for command in (("chmod", "-R", "u+rwX"), ("rm", "-rf")):  # neither knows a deepest level
+    # None of these knows a deepest level. Rights change last: files may have other names elsewhere.
+    for command in (("rm", "-rf"), ("chmod", "-R", "u+rwX"), ("rm", "-rf")):
+        if not os.path.lexists(path):
+            return
         with suppress(OSError):
             subprocess.run([*command, "--", path], stdin=_NULL, stdout=_NULL, stderr=_NULL, check=False)
