@@ -151,7 +151,7 @@ def test_a_congested_uplink_says_so_keeps_everything_and_recovers() -> None:
     loop = Loop()
     near, far = socket.socketpair()
     congestion: list[bool] = []
-    uplink = Uplink(loop, near, lambda message: None, loop.stop, congestion.append)
+    uplink = Uplink(loop, near, lambda messages: None, loop.stop, congestion.append)
     sent = [OutputCaptured("ct-1", 1, bytes([number]) * 60_000) for number in range(120)]
     for message in sent:
         uplink.send(message)
@@ -179,7 +179,7 @@ def test_an_uplink_closes_at_the_end_and_on_garbage(garbage: bytes) -> None:
     loop = Loop()
     near, far = socket.socketpair()
     heard: list[object] = []
-    Uplink(loop, near, heard.append, loop.stop, lambda congested: None)
+    Uplink(loop, near, heard.extend, loop.stop, lambda congested: None)
     far.send(encode([KillContainer("ct-1"), SupervisorStopped()]) + garbage)
     far.shutdown(socket.SHUT_WR)
     loop.run()

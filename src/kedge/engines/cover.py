@@ -33,26 +33,28 @@ class Cover:
 
     def __enter__(self) -> Cover:
         kernel.mount("tmpfs", self._place, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, _LIMITS)
+        self._mask = os.umask(0)
         return self
 
     def __exit__(self, *exception: object) -> None:
         """An overlay that was made with it keeps it."""
+        os.umask(self._mask)
         kernel.umount(self._place)
 
     def hide(self, path: str) -> bool:
         """The directory is empty from here on. False where a link leads to it, or the kernel cannot do that here."""
         own = self._place + path
         try:
+            mode = stat.S_IMODE(os.stat(path).st_mode)
+        except OSError:  # the machine has no such directory
+            mode = 0o755
+        try:
             if not self._like_below(os.path.dirname(path)):
                 return False
-            os.mkdir(own)
+            os.mkdir(own, mode)
             os.setxattr(own, _OPAQUE, b"y")
         except OSError:
             return False
-        try:
-            os.chmod(own, stat.S_IMODE(os.stat(path).st_mode))
-        except OSError:  # the machine has no such directory
-            pass
         self._made.add(path)
         self._hidden.append(path)
         return True
@@ -71,12 +73,18 @@ class Cover:
         """A place for a mount, where that is in a directory that is hidden."""
         if os.path.normpath(path) != path or not any(path.startswith(f"{hidden}/") for hidden in self._hidden):
             return
-        above = path if directory else os.path.dirname(path)
-        if above not in self._made:
-            os.makedirs(self._place + above, exist_ok=True)
-            self._made.add(above)
-        if not directory:
-            self._touch(path)
+        try:
+            self._make(path if directory else os.path.dirname(path))
+            if not directory:
+                self._touch(path)
+        except OSError:  # two mounts in each other's way: whoever attaches them says so
+            pass
+
+    def _make(self, path: str) -> None:
+        if path not in self._made:
+            self._make(os.path.dirname(path))
+            os.mkdir(self._place + path, 0o755)
+            self._made.add(path)
 
     def _touch(self, path: str) -> None:
         os.close(os.open(self._place + path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
@@ -91,8 +99,8 @@ class Cover:
         if not stat.S_ISDIR(found.st_mode):
             return False
         own = self._place + path
-        os.mkdir(own)
-        os.chown(own, found.st_uid, found.st_gid)
-        os.chmod(own, stat.S_IMODE(found.st_mode))
+        os.mkdir(own, stat.S_IMODE(found.st_mode))
+        if found.st_uid or found.st_gid:
+            os.chown(own, found.st_uid, found.st_gid)
         self._made.add(path)
         return True

@@ -15,13 +15,16 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from kedge.engines import namespaces, remounting, scratch, system, wrapping
+from kedge.engines import density, namespaces, remounting, scratch, system, wrapping
 from kedge.engines.errands import Errands
 from kedge.engines.spawn import Entry
 from kedge.model.spec import GVISOR, NAMESPACE, PROCESS, Launch, VolumeMount
 
 SPARES = 2
-"""Inits that wait: each takes about a quarter of a megabyte."""
+"""Inits that wait: each takes about a megabyte."""
+AT_ONCE = 8
+"""Inits that are made in a row where many containers come: after each fork this process copies what it writes to. More
+would keep the first container waiting."""
 
 
 class Room:
@@ -54,6 +57,8 @@ class Rooms:
         self._base: namespaces.Base | None = None
         self._own = -1
         self._spare: deque[Room] = deque()
+        self._expected = 0
+        """Containers that may need one, of those that the server has asked for at once."""
         self._taken: dict[int, Room] = {}
         self._scratches: set[str] = set()
         """Those that exist."""
@@ -143,6 +148,7 @@ class Rooms:
     def base(self) -> namespaces.Base:
         if self._base is None:
             self._base = namespaces.make_base()
+            density.fill()
             own = system.open_pidfd(os.getpid())
             self._own = -1 if own is None else own
         return self._base
@@ -151,9 +157,16 @@ class Rooms:
         """The inits of all rooms."""
         return [*self._taken, *(room.process for room in self._spare)]
 
+    def expect(self, count: int) -> None:
+        """So many launches come now, one after the other."""
+        self._expected = count
+
     def take(self, launch: Launch, runtime: Sequence[str]) -> Room:
         """A room for this container, which is made ready meanwhile."""
-        room = self._spare.popleft() if self._spare else self._make()
+        if not self._spare:
+            self._spare += [self._make() for _ in range(max(1, min(self._expected, AT_ONCE)))]
+        self._expected -= 1
+        room = self._spare.popleft()
         self._taken[room.process] = room
         needed = tuple(namespaces.needed(runtime))
         try:

@@ -117,7 +117,7 @@ class Supervisor:
 
     def __init__(self, sock: socket.socket, runtime: Sequence[str], runner: str) -> None:
         self._loop = Loop()
-        self._uplink = Uplink(self._loop, sock, self._obey, self._loop.stop, self._congestion)
+        self._uplink = Uplink(self._loop, sock, self._hear, self._loop.stop, self._congestion)
         self._runtime = runtime
         self._runner = runner
         self._containers: dict[str, Container] = {}
@@ -152,6 +152,11 @@ class Supervisor:
         self._uplink.send(message)
 
     # ------------------------------------------------------------ what the server says
+
+    def _hear(self, messages: list[Any]) -> None:
+        self._rooms.expect(sum(type(message) is ContainerLaunched for message in messages))
+        for message in messages:
+            self._obey(message)
 
     def _obey(self, message: Any) -> None:
         match message:

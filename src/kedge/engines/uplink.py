@@ -23,7 +23,7 @@ class Uplink:
         self,
         loop: Loop,
         sock: socket.socket,
-        on_message: Callable[[Any], None],
+        on_messages: Callable[[list[Any]], None],
         on_closed: Callable[[], None],
         on_congestion: Callable[[bool], None],
     ) -> None:
@@ -31,7 +31,7 @@ class Uplink:
         self._loop = loop
         self._socket = sock
         self._decoder = FrameDecoder(protocol.ToSupervisor)
-        self._on_message = on_message
+        self._on_messages = on_messages
         self._on_closed = on_closed
         self._on_congestion = on_congestion
         self._messages: list[Any] = []
@@ -73,8 +73,7 @@ class Uplink:
         if messages is None:
             self._close()
             return
-        for message in messages:
-            self._on_message(message)
+        self._on_messages(messages)
 
     def _write(self) -> None:
         try:
