@@ -54,15 +54,16 @@ def test_hooks_of_libraries_are_called_in_the_order_of_os_fork() -> None:
 
 def test_what_has_nothing_to_mend_is_left_out_once_and_there_in_the_containers_own_forks() -> None:
     source = """
-        for module in ("threading", "random", "logging", "kedge.sdk.client", "library"):
+        for module in ("threading", "random", "logging", "kedge.container.output", "kedge.sdk.client", "library"):
             os.register_at_fork(after_in_child=hook(module, module))
         def of_container():
             first = told[:]
             return [first, in_child(os.fork, lambda: told)]
         print(in_child(fork_hooks.fork, of_container))
     """
-    everything = ["threading", "random", "logging", "kedge.sdk.client", "library"]
-    assert ran(source) == str([["library"], ["library", *everything]])
+    some = ["kedge.sdk.client", "library"]
+    everything = ["threading", "random", "logging", "kedge.container.output", *some]
+    assert ran(source) == str([some, [*some, *everything]])
 
 
 def test_a_container_knows_its_own_main_thread() -> None:
@@ -75,6 +76,63 @@ def test_a_container_knows_its_own_main_thread() -> None:
         print(in_child(fork_hooks.fork, look))
     """
     assert ran(source) == "[True, True, 1, True]"
+
+
+def test_containers_do_not_give_out_each_others_ids() -> None:
+    source = """
+        from kedge.sdk import client, named
+        def ids():
+            return [client.new_call_id(), named._process[0]]
+        found = [ids(), in_child(fork_hooks.fork, ids), in_child(fork_hooks.fork, ids)]
+        print([len({str(one[place]) for one in found}) for place in (0, 1)])
+    """
+    assert ran(source) == "[3, 3]"
+
+
+def test_who_took_the_function_by_name_is_heard_in_a_container() -> None:
+    source = """
+        from os import register_at_fork
+        def of_container():
+            register_at_fork(after_in_child=hook("late"))
+            return in_child(os.fork, lambda: told)
+        print(in_child(fork_hooks.fork, of_container))
+    """
+    assert ran(source) == "['late']"
+
+
+def test_who_puts_a_function_of_its_own_around_it_takes_nothing_from_containers() -> None:
+    source = """
+        import threading
+        held = os.register_at_fork
+        def around(**hooks): held(**hooks)
+        os.register_at_fork = around
+        os.register_at_fork(after_in_child=hook("early", "threading"))
+        def of_container():
+            os.register_at_fork(after_in_child=hook("late"))
+            main = threading.main_thread()
+            return [told[:], in_child(os.fork, lambda: told), os.register_at_fork is around,
+                    main.native_id == threading.get_native_id()]
+        print(in_child(fork_hooks.fork, of_container))
+    """
+    assert ran(source) == str([[], ["early", "late"], True, True])
+
+
+def test_threads_that_have_ended_unseen_are_not_those_of_a_container() -> None:
+    """Python keeps, up to 3.11, what it made for a thread of C code when that asked who it is."""
+    source = """
+        del sys.modules["threading"]  # what had it imported before hooks were held
+        import threading, _thread, time
+        def ask():
+            threading.current_thread()
+            asked.set()
+        asked = threading.Event()
+        _thread.start_new_thread(ask, ())
+        asked.wait()
+        while len(os.listdir("/proc/self/task")) > 1:
+            time.sleep(0.001)
+        print(in_child(fork_hooks.fork, lambda: [thread.name for thread in threading.enumerate()]))
+    """
+    assert ran(source) == "['MainThread']"
 
 
 def test_a_hook_that_fails_is_told_and_stops_nothing() -> None:

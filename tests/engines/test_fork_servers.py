@@ -221,6 +221,26 @@ async def test_the_alias_is_there_before_anything_is_loaded(it: Rig, tmp_path: P
     assert (await it.run("import held_friend; print(held_friend.name)", **options))[1] == b"kedge\n"
 
 
+@with_rig
+async def test_packages_in_a_directory_that_was_not_there_before_are_found(it: Rig, tmp_path: Path) -> None:
+    """Python remembers that it could not look there, also where nothing has asked for these packages yet."""
+    (tmp_path / "later").mkdir()
+    place = tmp_path / "later" / "site-packages"
+    path = (*sys.path[1:], str(place), site_packages(tmp_path, held_now=""))
+    source = """
+try:
+    import held_later as found
+except ImportError:
+    found = None
+print(found is not None)
+"""
+    options = {"preload": ("held_now",), "sys_path": path}
+    assert (await it.run(source, **options))[1] == b"False\n"
+    site_packages(tmp_path / "later", held_later="")
+    assert (await it.run(source, **options))[1] == b"True\n"
+    assert [started.how for started in it.of(ContainerStarted)] == ["fork", "fork"]
+
+
 @pytest.mark.slow
 @with_rig
 async def test_a_loaded_blas_gets_its_threads_back(it: Rig) -> None:

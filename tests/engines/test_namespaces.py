@@ -9,11 +9,12 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from kedge.engines import confinement
+from kedge.engines import confinement, mounts, namespaces
 from kedge.model.protocol import ContainerStarted, ForkServerReported, VolumeAnswered
 from kedge.model.spec import Bind, VolumeMount
 from tests.engines.rig import Rig, alive, ended, eventually, make_launch, rig, site_packages, with_rig
@@ -119,6 +120,38 @@ async def test_what_a_link_leads_to_is_hidden_too(it: Rig, tmp_path: Path) -> No
     hidden = (*isolated(tmp_path).hidden, target)
     assert await said(it, source, isolation=isolated(tmp_path, hidden=hidden)) == [[], True]
     assert not os.path.exists(target)
+
+
+@pytest.mark.skipif(not os.access("/usr/local", os.W_OK), reason="not the administrator")
+@with_rig
+async def test_what_a_link_that_is_hidden_means_is_hidden_by_its_own_name(it: Rig, tmp_path: Path) -> None:
+    """Directories and files of the machine that are in sight otherwise."""
+    with TemporaryDirectory(dir="/usr/local") as place:
+        Path(place, "real").mkdir()
+        for name in ("real/secret", "file"):
+            Path(place, name).write_text("secret")
+        Path(place, "link").symlink_to("real")
+        Path(place, "short").symlink_to("file")
+        source = f"say([os.listdir('{place}/real'), os.listdir('{place}/link'), open('{place}/file').read()])"
+        hidden = (*isolated(tmp_path).hidden, f"{place}/link")
+        isolation = isolated(tmp_path, hidden=hidden, binds=(Bind("/dev/null", f"{place}/short"),))
+        assert await said(it, source, isolation=isolation) == [[], [], ""]
+
+
+@with_rig
+async def test_files_are_on_the_device_of_their_directory(it: Rig, tmp_path: Path) -> None:
+    """Programs that stay on one file system, such as `du -x`, would pass over them, and take them for mount points."""
+    source = """
+before = os.stat("/etc/passwd").st_ino
+os.chmod("/etc/passwd", 0o600)
+paths = ("/etc", "/etc/passwd", "/usr", os.path.realpath("/usr/bin/env"))
+say([len({os.stat(path).st_dev for path in paths}), os.path.ismount("/etc/passwd"),
+     os.stat("/etc/passwd").st_ino == before])
+"""
+    places = (os.stat("/").st_dev, os.stat("/usr/bin").st_dev, os.stat("/etc/passwd").st_dev)
+    if len(set(places)) > 1 or mounts.in_user_namespace() or not namespaces.is_administrator():
+        pytest.skip("the machine's root is on several file systems, or cannot be overlaid as a whole")
+    assert await said(it, source, isolation=isolated(tmp_path)) == [1, False, True]
 
 
 @with_rig

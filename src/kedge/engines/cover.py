@@ -42,10 +42,14 @@ class Cover:
         kernel.umount(self._place)
 
     def hide(self, path: str) -> bool:
-        """The directory is empty from here on. False where a link leads to it, or the kernel cannot do that here."""
+        """The directory is empty from here on. False where a link leads to it or it is one, or the kernel cannot do
+        that here."""
         own = self._place + path
         try:
-            mode = stat.S_IMODE(os.stat(path).st_mode)
+            found = os.lstat(path)
+            mode = stat.S_IMODE(found.st_mode)
+            if stat.S_ISLNK(found.st_mode):  # what it leads to would still be there by its own name
+                return False
         except OSError:  # the machine has no such directory
             mode = 0o755
         try:
@@ -60,9 +64,9 @@ class Cover:
         return True
 
     def blank(self, path: str) -> bool:
-        """The file is empty from here on. False where a link leads to it."""
+        """The file is empty from here on. False where a link leads to it or it is one."""
         try:
-            if not self._like_below(os.path.dirname(path)):
+            if os.path.islink(path) or not self._like_below(os.path.dirname(path)):
                 return False
             self._touch(path)
         except OSError:

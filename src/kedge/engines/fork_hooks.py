@@ -1,8 +1,9 @@
 """What libraries want done around a fork, held back where a fork has nothing to mend.
 
-A fork server has one thread, and holds no lock when it forks. `threading`, `logging` and `random` would put in order
-what is in order, and kedge what it has not begun: in each of its containers, and that would copy half a megabyte there.
-What other libraries have asked for is done. A container, which may have threads and may fork, has all of it as ever.
+A fork server has one thread, and holds no lock when it forks. `threading` and `logging` would put in order what is in
+order, `random` do what a container does itself, and kedge's runtime mend what it has not begun: in each container, and
+that would copy memory there. What others have asked for is done, also what keeps containers from giving out each
+other's ids. A container, which may have threads and may fork, has all of it as ever.
 """
 
 from __future__ import annotations
@@ -14,24 +15,30 @@ from typing import Any
 
 Hook = Callable[[], object]
 
-_NEEDLESS = ("threading", "logging", "random", "kedge")
-
+_NEEDLESS = ("threading", "logging", "random", "kedge.container", "kedge.sdk.server_process")
+"""Modules, with all below them, whose hooks are."""
 
 _register = getattr(os, "register_at_fork", None)
+_holding = False
 _held: list[dict[str, Hook]] = []
 """The arguments of each `os.register_at_fork`."""
-_wanted: list[dict[str, Hook]] = []
-"""Those that are not needless."""
+_wanted: list[dict[str, Hook]] | None = None
+"""Those that are not needless; None until something was forked."""
 
 
 def hold() -> None:
     """Call it before the first import of anything that has hooks."""
+    global _holding
     if _register is not None:
+        _holding = True
         vars(os)["register_at_fork"] = _hold
 
 
 def fork() -> int:
     """Like `os.fork`. Only for a process with one thread that has held its hooks."""
+    global _wanted
+    if _wanted is None:
+        _wanted = _selected()
     _call(reversed(_wanted), "before")
     process = -1
     try:
@@ -45,16 +52,27 @@ def fork() -> int:
 
 def _hold(**hooks: Hook) -> None:
     known = {"before", "after_in_child", "after_in_parent"}
-    if not hooks or hooks.keys() - known or not all(map(callable, hooks.values())):
+    bad = not hooks or hooks.keys() - known or not all(map(callable, hooks.values()))
+    if bad or not _holding:  # Python says what is wrong; who took this function by name may call it in a container
         assert _register is not None
-        _register(**hooks)  # says what is wrong
+        _register(**hooks)
+        return
     _held.append(hooks)
-    if not all(map(_is_needless, hooks.values())):
-        _wanted.append(hooks)
 
 
-def _is_needless(hook: Hook) -> bool:
-    return (getattr(hook, "__module__", None) or "").partition(".")[0] in _NEEDLESS
+def _selected() -> list[dict[str, Hook]]:
+    threading: Any = sys.modules.get("threading")
+    needless = set(_NEEDLESS)
+    if threading is not None and threading.active_count() > 1:
+        # Up to 3.11, Python never forgets a thread of C code that has once asked who it is.
+        needless.discard("threading")
+    return [hooks for hooks in _held if any(_module_of(hook).isdisjoint(needless) for hook in hooks.values())]
+
+
+def _module_of(hook: Hook) -> set[str]:
+    """`a.b.c` as `{"a", "a.b", "a.b.c"}`."""
+    names = (getattr(hook, "__module__", None) or "").split(".")
+    return {".".join(names[: count + 1]) for count in range(len(names))}
 
 
 def _call(all_hooks: Iterable[dict[str, Hook]], when: str) -> None:
@@ -68,9 +86,12 @@ def _call(all_hooks: Iterable[dict[str, Hook]], when: str) -> None:
 
 def _release() -> None:
     """In a child: from now on it is a process like any other."""
-    if _register is None or os.register_at_fork is not _hold:
+    global _holding
+    if _register is None or not _holding:
         return
-    vars(os)["register_at_fork"] = _register
+    _holding = False
+    if os.register_at_fork is _hold:  # not one that a library has put around it
+        vars(os)["register_at_fork"] = _register
     for hooks in _held:
         _register(**hooks)
     threading: Any = sys.modules.get("threading")

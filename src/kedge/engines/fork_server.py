@@ -98,6 +98,8 @@ class ForkServer:
         child.rehearse()
         sys.stdout.flush()
         sys.stderr.flush()
+        for entry in [entry for entry, finder in sys.path_importer_cache.items() if finder is None]:
+            del sys.path_importer_cache[entry]  # not there yet, and Python would never look again
         gc.collect()
         gc.freeze()
         density.fill()

@@ -101,6 +101,8 @@ def overlay(target: str, lower: Sequence[str], upper: str = "", work: str = "", 
     options = f"lowerdir={':'.join(map(_escaped, lower))}"
     if upper:
         options += f",upperdir={_escaped(upper)},workdir={_escaped(work)}"
+        # Files of all layers are on one device, as directories are: else each would look like a mount point.
+        options += ",xino=on"
     before = ""
     if len(options) > _LONGEST_OPTIONS:  # paths from a common directory are shorter
         before = os.getcwd()
@@ -234,7 +236,7 @@ def _device(path: str) -> Piece:
 
 
 def _make_dev() -> list[str]:
-    """Returns the nodes that this process may not make: they have to be the machine's."""
+    """Returns the nodes that this process cannot make: they have to be the machine's."""
     os.makedirs("/dev", exist_ok=True)
     quiet = kernel.MS_NOSUID | kernel.MS_NOEXEC
     kernel.mount("tmpfs", "/dev", "tmpfs", kernel.MS_NOSUID, "mode=755,size=64k")
@@ -250,7 +252,7 @@ def _make_dev() -> list[str]:
         try:
             os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(*number))
             os.chmod(path, 0o666)  # whatever the umask is
-        except PermissionError:
+        except OSError:
             lacking.append(path)
     return lacking
 

@@ -164,7 +164,7 @@ class Rooms:
     def take(self, launch: Launch, runtime: Sequence[str]) -> Room:
         """A room for this container, which is made ready meanwhile."""
         if not self._spare:
-            self._spare += [self._make() for _ in range(max(1, min(self._expected, AT_ONCE)))]
+            self._stock(max(1, min(self._expected, AT_ONCE)))
         self._expected -= 1
         room = self._spare.popleft()
         self._taken[room.process] = room
@@ -178,10 +178,18 @@ class Rooms:
     def refill(self) -> None:
         """Prepares for the next ones. Call it when nobody waits."""
         try:
-            while len(self._spare) < SPARES:
-                self._spare.append(self._make())
+            self._stock(SPARES)
         except OSError:  # whoever needs one will hear of it
             pass
+
+    def _stock(self, count: int) -> None:
+        """Makes so many that they are spare; OSError where there is none then."""
+        try:
+            while len(self._spare) < count:
+                self._spare.append(self._make())
+        except OSError:
+            if not self._spare:
+                raise
 
     def check(self) -> None:
         """Some child of this process has changed: forgets rooms whose init has ended. That of a room in use is looked
