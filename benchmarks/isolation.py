@@ -22,7 +22,9 @@ import kedge
 from benchmarks.calls import wait_for_zero
 from benchmarks.peers import local_ray
 from benchmarks.report import Report, Row, stopwatch
-from benchmarks.rungs import TORCH, apps, bare, many, torch_app, with_torch
+from benchmarks.rungs import apps, bare
+from benchmarks.torch_app import TORCH, answer, cold_torch
+from benchmarks.torch_app import app as torch_app
 from kedge.engines import probe
 from kedge.model.spec import NAMESPACE, PROCESS
 
@@ -63,7 +65,7 @@ def run(report: Report) -> None:
         return
     yardstick = fresh("import torch; torch.ones(3)", SLOW_ROUNDS)
     with torch_app.run():
-        took = cold_start_ms(with_torch, ROUNDS)
+        took = cold_start_ms(cold_torch, ROUNDS)
         report.add(
             Row(
                 f"cold start, rung {NAMESPACE}, torch imported",
@@ -117,15 +119,15 @@ def podman(report: Report, yardstick: float) -> None:
 
 def fifty(report: Report, yardstick: float) -> None:
     """From zero until all of them have answered; then what each has for itself alone."""
-    wait_for_zero(with_torch)
-    many.remote(0)
-    wait_for_zero(many)
+    wait_for_zero(cold_torch)
+    answer.remote(0)
+    wait_for_zero(answer)
     time.sleep(REST_S)
     cores, began = os.cpu_count() or 1, time.time()
     sizes: dict[str, int] = {}
     watch = threading.Timer(STAY_S - 1, lambda: sizes.update(_unique_bytes()))
     watch.start()
-    answers = list(many.map([began + STAY_S] * CONTAINERS))
+    answers = list(answer.map([began + STAY_S] * CONTAINERS))
     watch.join()
     names = {name for name, _ in answers}
     took = (max(moment for _, moment in answers) - began) * 1000

@@ -90,7 +90,8 @@ class UserLoop:
 
 
 def settle(launch: Launch) -> None:
-    """Path, variables and directory of the user. Harmless where the engine has done a part of it."""
+    """Path, variables and directory of the user. Those of its environment are there: this process, or its fork server,
+    has begun with them."""
     environment, function = launch.environment, launch.function
     known = set(environment.sys_path)
     if known:
@@ -98,7 +99,7 @@ def settle(launch: Launch) -> None:
     if environment.python_path:
         before = environment.python_path
         sys.path[:] = [*before, *(entry for entry in sys.path if entry not in before)]
-    names = dict(environment.variables) | dict(function.env)
+    names = dict(function.env)
     names |= {"KEDGE_CONTAINER_ID": launch.container, "KEDGE_IS_REMOTE": "1"}
     names["KEDGE_ENVIRONMENT"] = launch.environment_name
     if environment.alias_modal:
@@ -106,8 +107,7 @@ def settle(launch: Launch) -> None:
     if launch.devices:
         names["CUDA_VISIBLE_DEVICES"] = ",".join(str(device) for device in launch.devices)
     names |= dict(launch.device_variables)
-    # In a fork most of them are there, and each that is set again would take new memory.
-    os.environ.update({name: value for name, value in names.items() if os.environ.get(name) != value})
+    os.environ.update(names)
     try:
         if not launch.isolation.shares_files:  # its own files: nobody else minds
             os.makedirs(environment.directory, exist_ok=True)

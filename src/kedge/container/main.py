@@ -187,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = parser.parse_args(arguments)
     with open(options.launch_fd, "rb", closefd=options.launch_fd != 0) as file:
         launch = msgspec.msgpack.decode(file.read(), type=Launch)
+    os.environ.update(launch.environment.variables)
     run(launch)
 
 

@@ -144,10 +144,11 @@ def _move_in(launch: Launch, runtime: Sequence[str], forked: bool) -> None:
         if type(stream) is TextIOWrapper:  # not one that a runtime has put in its place
             stream.reconfigure(line_buffering=True)
     if forked:
-        variables = threads.sized(dict(environment.variables), launch.function.resources.cpu)
-        os.environ.update(
-            {name: variables[name] for name in threads.VARIABLES if os.environ.get(name) != variables[name]}
-        )
+        given = {name: value for name, value in environment.variables if name in threads.VARIABLES}
+        variables = threads.sized(given, launch.function.resources.cpu)
+        for name, value in variables.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
         threads.resize_loaded(variables)
         _reseed()
 

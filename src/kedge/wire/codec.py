@@ -24,8 +24,9 @@ _encoder = msgspec.msgpack.Encoder()
 
 # msgspec (0.22) finds out what a struct is made of when it is decoded first, and crashes the process where two threads
 # do that at once. Hence it is done here, by the one thread that imports this: for all messages and whatever they hold.
-_decoders: dict[Any, msgspec.msgpack.Decoder[list[Any]]] = {
-    union: msgspec.msgpack.Decoder(list[union])  # type: ignore[valid-type]
+_decoders: dict[int, msgspec.msgpack.Decoder[list[Any]]] = {
+    # By their identity: to look for a union by its value takes a look at each of its members.
+    id(union): msgspec.msgpack.Decoder(list[union])  # type: ignore[valid-type]
     for union in (
         protocol.FromClient,
         protocol.ToClient,
@@ -96,7 +97,7 @@ class FrameDecoder:
         self.limit = limit
         self.failure: FrameError | None = None
         """Why nothing more can be read, where good frames came before the bad one in the same bytes."""
-        self._decoder = _decoders.get(union) or msgspec.msgpack.Decoder(list[union])
+        self._decoder = _decoders.get(id(union)) or msgspec.msgpack.Decoder(list[union])
         self._buffer = bytearray()
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Any]:
