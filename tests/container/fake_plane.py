@@ -138,6 +138,7 @@ class FakePlane:
                 os.dup2(target, number)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
             self._listener.close()
+            os.environ.update(launch.environment.variables)
             from kedge.container import main
 
             main.run(launch, self.records)

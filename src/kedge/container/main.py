@@ -1,8 +1,8 @@
 """The life of a container process: connect, import, enter, serve, exit, leave.
 
 `run` is called on the main thread of a process of its own, forked or fresh: the engine has given it its output pipes, a
-session of its own and clean signal handlers. `python -m kedge.container.main` does the same with a Launch as msgpack
-on standard input, or on `--launch-fd N`.
+session of its own, clean signal handlers and the variables of its environment. `python -m kedge.container.main` does
+the same with a Launch as msgpack on standard input, or on `--launch-fd N`.
 
 * The I/O thread listens from the first moment: a server that dies ends an import as well.
 * A failing import or enter hook is reported with its traceback, and the container leaves.
