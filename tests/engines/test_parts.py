@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import fcntl
 import os
 import resource
@@ -130,6 +131,7 @@ def test_no_pipe_is_left_where_there_are_too_few_descriptors() -> None:
     loop = Loop()
     pipes = OutputPipes(loop, lambda stream, data: None, loop.stop)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gc.collect()  # what other tests have left behind is not to be closed in between
     before = len(os.listdir("/dev/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (next_descriptor() + 5, limits[1]))
     try:
