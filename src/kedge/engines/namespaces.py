@@ -187,7 +187,7 @@ def _init(parent: int, sock: socket.socket, closed: bool) -> NoReturn:
 
 def _make_ready(sock: socket.socket) -> None:
     with sock:
-        data = _all_of(sock)
+        data = _all_of(sock.fileno())
         if not data:
             os._exit(0)  # the room is not needed any more
         order = msgspec.msgpack.decode(data, type=Furnishing)
@@ -204,9 +204,9 @@ def _make_ready(sock: socket.socket) -> None:
             sock.sendall(str(error).encode(errors="replace"))
 
 
-def _all_of(sock: socket.socket) -> bytes:
+def _all_of(descriptor: int) -> bytes:
     data = bytearray()
-    while part := sock.recv(1 << 16):
+    while part := os.read(descriptor, 1 << 16):
         data += part
     return bytes(data)
 
@@ -223,9 +223,7 @@ def needed(runtime: Sequence[str]) -> list[str]:
 def enter(room: int, sock: int) -> None:
     """Takes this process, which is in the pid namespace of `room` already, into everything else of it, and confines it.
     Waits until the room is ready. Nothing of it can be undone."""
-    answer = bytearray()
-    while part := os.read(sock, 1 << 12):
-        answer += part
+    answer = _all_of(sock)
     os.close(sock)
     if not answer.startswith(_READY):
         raise OSError(0, answer.decode(errors="replace") or "its init died")

@@ -154,7 +154,8 @@ class Supervisor:
     # ------------------------------------------------------------ what the server says
 
     def _hear(self, messages: list[Any]) -> None:
-        self._rooms.expect(sum(type(message) is ContainerLaunched for message in messages))
+        launches = [message.launch for message in messages if type(message) is ContainerLaunched]
+        self._rooms.expect(sum(launch.isolation.rung == NAMESPACE for launch in launches))
         for message in messages:
             self._obey(message)
 
