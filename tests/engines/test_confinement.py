@@ -76,7 +76,7 @@ def test_the_filter_knows_no_other_numbering() -> None:
     assert verdict("aarch64", 0, architecture=ARCHITECTURES["x86_64"]) == errno.ENOSYS
 
 
-def launch_on(rung: str, scratch_directory: str = "/scratch", **options: object) -> Launch:
+def launch_on(rung: str, scratch_directory: str = "/scratch/ct", **options: object) -> Launch:
     isolation = Isolation(rung=rung, shares_files=False, scratch=scratch_directory, **options)  # type: ignore[arg-type]
     return Launch(
         container="ct-1",
@@ -101,7 +101,7 @@ def test_an_oci_runtime_is_told_limits_walls_and_command() -> None:
     assert found["process"]["noNewPrivileges"] is True
     assert "CAP_SYS_ADMIN" not in found["process"]["capabilities"]["bounding"]
     assert len(found["process"]["capabilities"]["bounding"]) == len(confinement.KEPT)
-    assert found["root"]["path"] == "/scratch/root"
+    assert found["root"]["path"] == "/scratch/.root"
     assert {"type": "network"} in found["linux"]["namespaces"]
     resources = found["linux"]["resources"]
     assert resources["memory"] == {"limit": 256 << 20}
@@ -114,7 +114,7 @@ def test_bubblewrap_is_told_walls_and_command() -> None:
     command = wrapping.bubblewrap(launch_on(BUBBLEWRAP, network=False).isolation, "ct-1", ["/python", "x"])
     assert command[-2:] == ["/python", "x"]
     assert "--unshare-net" in command
-    assert command[command.index("--dev-bind") + 1] == "/scratch/root"
+    assert command[command.index("--dev-bind") + 1] == "/scratch/.root"
     assert "--unshare-net" not in wrapping.bubblewrap(launch_on(BUBBLEWRAP).isolation, "ct-1", ["/python"])
 
 

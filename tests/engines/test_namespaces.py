@@ -491,15 +491,20 @@ os.mkdir("/var/tmp/locked", 0)
 
 
 def rooms_of(supervisor: int) -> list[int]:
-    """The inits below a supervisor."""
+    """The inits below a supervisor: children of its furnisher."""
+    return [init for furnisher in named("kedge-rooms", supervisor) for init in named("kedge-init", furnisher)]
+
+
+def named(name: str, parent: int) -> list[int]:
+    """The children of a process that have this name."""
     found = []
-    for name in filter(str.isdecimal, os.listdir("/proc")):
+    for process in filter(str.isdecimal, os.listdir("/proc")):
         try:
-            stat = Path(f"/proc/{name}/stat").read_text()
+            stat = Path(f"/proc/{process}/stat").read_text()
         except OSError:
             continue
-        if "(kedge-init)" in stat and stat.rpartition(")")[2].split()[1] == str(supervisor):
-            found.append(int(name))
+        if f"({name})" in stat and stat.rpartition(")")[2].split()[1] == str(parent):
+            found.append(int(process))
     return found
 
 
@@ -521,6 +526,55 @@ def test_containers_rooms_and_files_of_a_killed_supervisor_do_not_outlive_it(tmp
             await eventually(lambda: not scratches(tmp_path))
 
     asyncio.run(play())
+
+
+@with_rig
+async def test_a_furnisher_that_dies_takes_its_rooms_along_and_the_next_container_has_another(
+    it: Rig, tmp_path: Path
+) -> None:
+    container = it.launch(SLEEP, isolation=isolated(tmp_path))
+    await it.says(container)
+    [furnisher] = named("kedge-rooms", it.engine.supervisor)
+    os.kill(furnisher, signal.SIGKILL)
+    lost = await it.lost(container)
+    assert (lost.signal, lost.reason) == (signal.SIGKILL, "the process that makes rooms has died")
+    assert lost.blameless
+    end, output = await it.run("print('again')", isolation=isolated(tmp_path))
+    assert (end.exit_code, output.strip()) == (0, b"again")
+    assert named("kedge-rooms", it.engine.supervisor) not in ([], [furnisher])
+
+
+@with_rig
+async def test_a_container_that_is_not_wanted_any_more_while_it_waits_for_a_room_has_none(
+    it: Rig, tmp_path: Path
+) -> None:
+    await it.run("pass", isolation=isolated(tmp_path))
+    [furnisher] = named("kedge-rooms", it.engine.supervisor)
+    os.kill(furnisher, signal.SIGSTOP)
+    waiting = [it.launch(SLEEP, isolation=isolated(tmp_path)) for _ in range(5)]  # more than there are spares
+    it.engine.kill(waiting[-1], 0.0)
+    assert (await it.lost(waiting[-1])).reason == "killed before it had a process"
+    os.kill(furnisher, signal.SIGCONT)
+    for container in waiting[:-1]:
+        await it.says(container)
+        it.engine.kill(container, 0.0)
+        await it.lost(container)
+
+
+@with_rig
+async def test_rooms_that_cannot_be_furnished_leave_nothing_open(it: Rig, tmp_path: Path) -> None:
+    await it.run("pass", isolation=isolated(tmp_path))
+    [furnisher] = named("kedge-rooms", it.engine.supervisor)
+    bad = isolated(tmp_path, binds=(Bind("/usr", "/mnt/usr"), Bind(str(tmp_path / "missing"), "/there")))
+    opened = []
+    for _ in range(3):
+        end, _ = await it.run("pass", isolation=bad)
+        assert end.exit_code == 71
+        await eventually(lambda: len(named("kedge-init", furnisher)) == 2)  # spares
+        opened.append(sorted(os.listdir(f"/proc/{furnisher}/fd")))
+    assert opened[0] == opened[1] == opened[2]
+    end, _ = await it.run("pass", isolation=isolated(tmp_path))
+    assert end.exit_code == 0
 
 
 @with_rig

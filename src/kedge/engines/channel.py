@@ -99,11 +99,22 @@ class Channel:
         except OSError as error:
             raise ChannelClosed(str(error)) from None
 
-    def receive(self) -> list[Any]:
+    def receive_at_hand(self, most: int) -> list[Any]:
+        """The messages of up to `most` reads, without waiting; a read ends after one that has descriptors."""
+        messages: list[Any] = []
+        for _ in range(most):
+            more = self.receive(wait=False)
+            if not more:
+                break
+            messages += more
+        return messages
+
+    def receive(self, *, wait: bool = True) -> list[Any]:
         """The messages that have come; possibly none. Their descriptors wait in `take`. ChannelClosed at the end."""
         room = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0) | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(_READ_SIZE, room, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+            data, ancillary, _, _ = self._socket.recvmsg(_READ_SIZE, room, flags)
         except BlockingIOError:
             return []
         except OSError as error:
@@ -120,6 +131,11 @@ class Channel:
     def take(self, count: int) -> tuple[int, ...]:
         """The descriptors of the message at hand: messages and descriptors come in the same order."""
         return tuple(self._descriptors.popleft() for _ in range(count))
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those that wait in `take`."""
+        return tuple(self._descriptors)
 
     def close(self) -> None:
         self._socket.close()

@@ -37,6 +37,8 @@ from kedge.engines.channel import (
 from kedge.sdk import alias
 
 _POLL_MS = 20
+_AT_ONCE = 8
+"""Orders that are taken up together."""
 
 
 def main(descriptor: int, runtime: Sequence[str], runner: str) -> NoReturn:
@@ -123,10 +125,10 @@ class ForkServer:
                 for container in [name for name, (_, pidfd) in self._running.items() if pidfd is None]:
                     self._collect(container)
             if self._channel.fileno() in ready:
-                for message in self._channel.receive():
-                    if isinstance(message, ContainerForked):
-                        self._fork(message)
-                    elif isinstance(message, ContainerReaped):
+                messages = self._channel.receive_at_hand(_AT_ONCE)
+                self._fork([message for message in messages if isinstance(message, ContainerForked)])
+                for message in messages:
+                    if isinstance(message, ContainerReaped):
                         self._bury(message.container)
 
     def _load_base(self, alias_modal: bool) -> str:
@@ -144,29 +146,32 @@ class ForkServer:
             return "macOS: its system libraries do not survive a fork"
         return fork_safety.objection({0, 1, 2, self._channel.fileno()})
 
-    def _fork(self, order: ContainerForked) -> None:
-        container = order.container
-        descriptors = self._channel.take(4 if self._mounts is None else 6)
+    def _fork(self, orders: list[ContainerForked]) -> None:
+        """One fork right after the other: what this process writes to between two of them is copied again."""
         parent = os.getpid() if self._mounts is None else 0  # which cannot be seen from inside
-        try:
-            if self._mounts is not None:
-                kernel.setns(descriptors[4], kernel.NEWPID)  # for children: this process stays where it is
-            process = fork_hooks.fork()
-        except OSError as error:
-            for descriptor in descriptors:
+        born: list[tuple[str, int, str]] = []
+        for order in orders:
+            descriptors = self._channel.take(4 if self._mounts is None else 6)
+            process, error = 0, ""
+            try:
+                if self._mounts is not None:
+                    kernel.setns(descriptors[4], kernel.NEWPID)  # for children: this process stays where it is
+                process = fork_hooks.fork()
+                if process == 0:
+                    self._live(parent, order.bounds, descriptors)
+            except OSError as problem:
+                error = f"cannot fork: {problem}"
+            for descriptor in descriptors:  # now: they are not for the next one
                 os.close(descriptor)
-            self._channel.send(ContainerBorn(container, error=f"cannot fork: {error}"))
-            return
-        if process == 0:
-            self._live(parent, order.bounds, descriptors)
-        pidfd = system.open_pidfd(process)
-        self._running[container] = (process, pidfd)
-        if pidfd is not None:
-            self._watched[pidfd] = container
-            self._poll.register(pidfd, select.POLLIN)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        self._channel.send(ContainerBorn(container, process))
+            born.append((order.container, process, error))
+        for container, process, error in born:
+            if process:
+                pidfd = system.open_pidfd(process)
+                self._running[container] = (process, pidfd)
+                if pidfd is not None:
+                    self._watched[pidfd] = container
+                    self._poll.register(pidfd, select.POLLIN)
+            self._channel.send(ContainerBorn(container, process, error))
 
     def _live(self, parent: int, bounds: Bounds, descriptors: tuple[int, ...]) -> NoReturn:
         launch, stdout, stderr, records, *room = descriptors

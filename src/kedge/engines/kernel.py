@@ -27,6 +27,7 @@ NEWUSER = 0x10000000
 NEWPID = 0x20000000
 NEWNET = 0x40000000
 CLONE_PARENT = 0x00008000
+_CLONE_PIDFD = 0x00001000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_BIND, MS_REC, MS_SLAVE = 4096, 16384, 1 << 19
@@ -80,6 +81,13 @@ def clone(flags: int) -> int:
     """Like fork, with flags. Only for a process with one thread; the exit signal is SIGCHLD."""
     zero = ctypes.c_long(0)
     return _checked(_held.syscall(ctypes.c_long(_CLONE), ctypes.c_long(flags | 17), zero, zero, zero, zero))
+
+
+def clone_with_pidfd(flags: int) -> tuple[int, int]:
+    """Like `clone`. In the parent, (process, pidfd); in the child, the process is 0."""
+    zero, pidfd = ctypes.c_long(0), ctypes.c_int(-1)
+    words = ctypes.c_long(flags | _CLONE_PIDFD | 17), zero, ctypes.byref(pidfd), zero, zero
+    return _checked(_held.syscall(ctypes.c_long(_CLONE), *words)), pidfd.value
 
 
 def unshare(flags: int) -> None:

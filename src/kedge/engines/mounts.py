@@ -6,6 +6,7 @@ attached inside the new root. So a link in an image never leads out of it, neith
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -17,8 +18,10 @@ from kedge.engines import kernel
 from kedge.engines.cover import Cover
 from kedge.model.spec import Bind, Isolation, VolumeMount
 
-ROOT, UPPER, WORK, HIDDEN, STAGE = "root", "upper", "work", "hidden", "stage"
+UPPER, WORK, HIDDEN = "upper", "work", "hidden"
 """Directories of a scratch directory."""
+ROOT, STAGE = ".root", ".stage"
+"""Beside the scratch directories: empty directories, over which each container's processes mount what is their own."""
 OWN, MACHINES, NOBODYS = "own", "the machine's", "nobody's"
 _NODES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 NOTHING, _EMPTY = "/dev/null", "/dev/.empty"
@@ -45,23 +48,24 @@ def build(isolation: Isolation, scratch: str, needed: Sequence[str] = (), proc: 
     """Puts a container's root together and returns its path, for `move_in`. The process must have a mount namespace of
     its own; OSError names the path that could not be had.
 
-    `needed` are directories of the engine's own that must be there. `proc` says whose processes /proc shows; NOBODYS
-    leaves it to somebody else.
+    `needed` are directories of the engine's own that must be there. `proc` says whose processes the present /proc
+    shows, which is inside too: OWN, those of a pid namespace whose first process is in the same mount namespace as this
+    one; NOBODYS leaves that to somebody else.
     """
     kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
-    root = os.path.join(scratch, ROOT)
-    for name in (ROOT, UPPER, WORK, STAGE):
-        _make_directory(os.path.join(scratch, name))
+    root, stage = root_of(scratch), stage_of(scratch)
+    for path in (root, stage, os.path.join(scratch, UPPER), os.path.join(scratch, WORK)):
+        _make_directory(path)
     pieces = [_device(path) for path in isolation.devices]
-    if proc == MACHINES:
+    if proc != NOBODYS:
         pieces.append(Piece(kernel.copy_tree("/proc"), "/proc", True))
     pieces.append(_shown(Bind("/sys", "/sys")))
     if not isolation.shares_files:
         pieces += _packages(isolation, scratch)
         pieces += [_shown(Bind(path, path)) for path in _out_of_sight(isolation, needed)]
     pieces += [_shown(bind) for bind in isolation.binds if bind.source != NOTHING or isolation.shares_files]
-    pieces += [volume_piece(volume, os.path.join(scratch, STAGE)) for volume in isolation.volumes]
-    first = _machine_root(root) if isolation.shares_files else _own_root(isolation, scratch, root, pieces)
+    pieces += [volume_piece(volume, stage) for volume in isolation.volumes]
+    first = _machine_root(root) if isolation.shares_files else _own_root(isolation, scratch, pieces, proc)
     with _inside(root):
         lacking = _make_dev()
     first += [_device(path) for path in lacking]
@@ -69,8 +73,18 @@ def build(isolation: Isolation, scratch: str, needed: Sequence[str] = (), proc: 
         for piece in (*first, *pieces):
             _attach(piece)
         if proc == OWN:
-            _make_proc()
+            _cover_proc()
     return root
+
+
+def root_of(scratch: str) -> str:
+    """Where the root of a container is put together, in a mount namespace of its own."""
+    return os.path.join(os.path.dirname(scratch.rstrip("/")), ROOT)
+
+
+def stage_of(scratch: str) -> str:
+    """Where a mount is made that goes elsewhere."""
+    return os.path.join(os.path.dirname(scratch.rstrip("/")), STAGE)
 
 
 def move_in(root: str) -> None:
@@ -81,10 +95,13 @@ def move_in(root: str) -> None:
     os.chdir("/")
 
 
-def _make_proc() -> None:
-    """A /proc of the pid namespace of this process, without what belongs to the machine."""
-    os.makedirs("/proc", exist_ok=True)
+def make_proc() -> None:
+    """A /proc of the pid namespace of this process, over the one that is there."""
     kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+
+
+def _cover_proc() -> None:
+    """Hides of a /proc what belongs to the machine."""
     for name in _READ_ONLY:
         if os.path.exists(f"/proc/{name}"):
             _attach(_shown(Bind(f"/proc/{name}", f"/proc/{name}")))
@@ -129,9 +146,9 @@ def volume_piece(volume: VolumeMount, stage: str) -> Piece:
 # ---------------------------------------------------------------- roots
 
 
-def _own_root(isolation: Isolation, scratch: str, root: str, above: Sequence[Piece]) -> list[Piece]:
+def _own_root(isolation: Isolation, scratch: str, above: Sequence[Piece], proc: str) -> list[Piece]:
     """Mounts it. Returns what comes on it before the pieces `above`, whose places it has where that can be."""
-    upper, work = os.path.join(scratch, UPPER), os.path.join(scratch, WORK)
+    upper, work, root = os.path.join(scratch, UPPER), os.path.join(scratch, WORK), root_of(scratch)
     os.chmod(upper, 0o755)
     blank = [bind.target for bind in isolation.binds if bind.source == NOTHING]
     if isolation.layers:
@@ -141,8 +158,8 @@ def _own_root(isolation: Isolation, scratch: str, root: str, above: Sequence[Pie
         return [*_pieced_root(isolation, scratch, root), *_masks(isolation.hidden, blank, scratch)]
     # An overlay shows one file system. Others of the machine, such as a /usr of its own, come as they are.
     unseen = [*(f"/{name}" for name in _GIVEN), *isolation.hidden]
-    others = [path for path in _mount_points() if not _among(path, unseen)]
-    stage = os.path.join(scratch, STAGE)
+    others = [path for path in _mount_points(proc) if not _among(path, unseen)]
+    stage = stage_of(scratch)
     with Cover(stage) as cover:
         bare = [path for path in isolation.hidden if _among(path, others) or not cover.hide(path)]
         seen = [path for path in blank if _among(path, others) or not cover.blank(path)]
@@ -168,7 +185,7 @@ def _machine_root(root: str) -> list[Piece]:
 def _pieced_root(isolation: Isolation, scratch: str, root: str) -> list[Piece]:
     """In a user namespace the machine's root cannot be overlaid as a whole, since others have mounted things below it:
     each of its directories is, and one for which that is true again is shown as it is."""
-    upper, stage = os.path.join(scratch, UPPER), os.path.join(scratch, STAGE)
+    upper, stage = os.path.join(scratch, UPPER), stage_of(scratch)
     own = os.path.join(upper, "root")
     os.makedirs(own, exist_ok=True)
     kernel.mount(own, root, flags=kernel.MS_BIND)
@@ -213,7 +230,7 @@ def _packages(isolation: Isolation, scratch: str) -> list[Piece]:
         return []
     if not isolation.package_layers:
         return [_shown(Bind(isolation.packages, isolation.packages))]
-    stage = os.path.join(scratch, STAGE)
+    stage = stage_of(scratch)
     overlay(stage, [*isolation.package_layers, isolation.packages], flags=kernel.MS_RDONLY)
     return [Piece(_lifted(stage), isolation.packages, True)]
 
@@ -315,10 +332,10 @@ def _inside(root: str) -> Iterator[None]:
         os.close(outside)
 
 
-def _mount_points() -> list[str]:
+def _mount_points(proc: str) -> list[str]:
     """Of the machine, below its root; what is under another of them is not named, since it comes along."""
     found: list[str] = []
-    for line in _whole("/proc/self/mountinfo").splitlines():
+    for line in _whole("/proc/1/mountinfo" if proc == OWN else "/proc/self/mountinfo").splitlines():
         name = line.split(b" ", 5)[4]
         if b"\\" in name:  # how spaces are written
             name = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), name)
@@ -352,5 +369,7 @@ def _escaped(path: str) -> str:
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
+@functools.cache
 def in_user_namespace() -> bool:
+    """Asked once: a process that goes into one does so before."""
     return _whole("/proc/self/uid_map").split() != [b"0", b"0", b"4294967295"]

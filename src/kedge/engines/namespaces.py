@@ -1,34 +1,24 @@
 """Processes in namespaces of their own.
 
-A pid namespace lives as long as its first process, the *init*, and the kernel kills all that is left in it when that
-one ends. Containers are not the init: they join (see `enter`), so that they stay children of their fork server and die
-of their own signals. Where this process may not make namespaces, a user namespace is made in which it may.
+Containers are not the first process of their pid namespace, its *init*: they join (see `enter`), so that they stay
+children of their fork server and die of their own signals. Where this process may not make namespaces, a user namespace
+is made in which it may.
 """
 
 from __future__ import annotations
 
-import gc
 import os
-import select
-import signal
 import socket
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-import msgspec
-from msgspec import Struct
-
-from kedge.engines import boot, confinement, kernel, mounts, system
+from kedge.engines import boot, confinement, kernel, mounts
 from kedge.model.spec import Isolation
 
 _CAP_SYS_ADMIN = 21
-_PR_SET_DUMPABLE = 4
-_MOST_DESCRIPTORS = 1 << 20
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP = 1
-_READY = b"ready "
-"""What an init says before the kinds of namespaces that it has made; anything else is why it could not."""
+READY = b"ready "
+"""What is said of a room before the kinds of its namespaces; anything else is why there is none."""
 
 
 class Base(NamedTuple):
@@ -131,87 +121,15 @@ def branch(base: Base, room: int | None = None, flags: int = 0) -> int:
     return int(child)
 
 
-class Furnishing(Struct, frozen=True):
-    """What an init makes of its room."""
-
-    isolation: Isolation
-    name: str
-    needed: tuple[str, ...]
-    """Directories of the engine's own."""
+# ---------------------------------------------------------------- inside
 
 
-def make_init(base: Base, parent: int) -> tuple[int, socket.socket]:
-    """Starts the first process of a new pid namespace. `parent` is a pidfd of this process, or -1. The socket takes a
-    `Furnishing` and its end; then it is for those who enter."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        process = kernel.clone(kernel.NEWPID) if base.user is None else branch(base, flags=kernel.NEWPID)
-        if process == 0:
-            _init(parent, theirs, closed=base.user is None)
-    return process, ours
-
-
-def furnish(sock: socket.socket, order: Furnishing) -> None:
-    """Has an init make its room ready."""
-    sock.sendall(msgspec.msgpack.encode(order))
-    sock.shutdown(socket.SHUT_WR)
-
-
-def _init(parent: int, sock: socket.socket, closed: bool) -> NoReturn:
-    """Makes a room for a container, and reaps in it what nobody else does. It keeps its rights: whoever has less cannot
-    look into it. `closed` shuts it twice; in a user namespace nobody could join it any more."""
-    try:
-        gc.disable()
-        signal.set_wakeup_fd(-1)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if closed:
-            kernel.prctl(_PR_SET_DUMPABLE, 0)
-        system.set_name("kedge-init")
-        system.die_with(0)
-        if parent >= 0 and select.select([parent], (), (), 0)[0]:
-            os._exit(1)
-        os.closerange(0, sock.fileno())
-        os.closerange(sock.fileno() + 1, _MOST_DESCRIPTORS)
-        _make_ready(sock)
-        while True:
-            signal.sigwait([signal.SIGCHLD])
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
-                pass
-    finally:
-        os._exit(1)
-
-
-def _make_ready(sock: socket.socket) -> None:
-    with sock:
-        data = _all_of(sock.fileno())
-        if not data:
-            os._exit(0)  # the room is not needed any more
-        order = msgspec.msgpack.decode(data, type=Furnishing)
-        try:
-            isolation = order.isolation
-            kinds = kernel.NEWNS | kernel.NEWIPC | kernel.NEWUTS | (0 if isolation.network else kernel.NEWNET)
-            kernel.unshare(kinds)
-            socket.sethostname(order.name)
-            if not isolation.network:
-                _loopback_up()
-            mounts.move_in(mounts.build(isolation, isolation.scratch, order.needed))
-            sock.sendall(_READY + str(kinds).encode())
-        except (OSError, ValueError) as error:
-            sock.sendall(str(error).encode(errors="replace"))
-
-
-def _all_of(descriptor: int) -> bytes:
+def whole(descriptor: int) -> bytes:
+    """All that can be read until its end."""
     data = bytearray()
     while part := os.read(descriptor, 1 << 16):
         data += part
     return bytes(data)
-
-
-# ---------------------------------------------------------------- inside
 
 
 def needed(runtime: Sequence[str]) -> list[str]:
@@ -223,11 +141,11 @@ def needed(runtime: Sequence[str]) -> list[str]:
 def enter(room: int, sock: int) -> None:
     """Takes this process, which is in the pid namespace of `room` already, into everything else of it, and confines it.
     Waits until the room is ready. Nothing of it can be undone."""
-    answer = _all_of(sock)
+    answer = whole(sock)
     os.close(sock)
-    if not answer.startswith(_READY):
-        raise OSError(0, answer.decode(errors="replace") or "its init died")
-    kernel.setns(room, int(answer.removeprefix(_READY)))
+    if not answer.startswith(READY):
+        raise OSError(0, answer.decode(errors="replace") or "the process that makes rooms died")
+    kernel.setns(room, int(answer.removeprefix(READY)))
     os.close(room)
     confinement.confine()
 
@@ -238,14 +156,9 @@ def enter_as_fork_server(isolation: Isolation, stage: str, runtime: Sequence[str
     kernel.unshare(kernel.NEWNS)
     kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
     kernel.mount("tmpfs", stage, "tmpfs", kernel.MS_NODEV | kernel.MS_NOSUID)
-    mounts.move_in(mounts.build(isolation, stage, needed(runtime), mounts.MACHINES))
-
-
-def _loopback_up() -> None:
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP))
+    own = os.path.join(stage, "scratch")
+    os.mkdir(own)
+    mounts.move_in(mounts.build(isolation, own, needed(runtime), mounts.MACHINES))
 
 
 class ContainerEntry:

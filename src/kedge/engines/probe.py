@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from kedge.engines import boot
 from kedge.engines.process import runtime_directories
 from kedge.model.spec import BUBBLEWRAP, GVISOR, NAMESPACE, OCI, PROCESS, RUNGS, Isolation
+
+if TYPE_CHECKING:
+    from kedge.engines.channel import Channel
 
 _PATIENCE_S = 10.0
 """For one tool: what hangs is not there."""
@@ -73,7 +75,7 @@ def _try_namespaces(directory: str) -> str:
 
 def main(descriptor: int, directory: str) -> None:
     """In the process that is thrown away: makes a container that does nothing, and says how that went."""
-    from kedge.engines import namespaces, system
+    from kedge.engines import furnisher, namespaces
 
     with (
         socket.socket(fileno=descriptor) as sock,
@@ -83,14 +85,15 @@ def main(descriptor: int, directory: str) -> None:
         try:
             base = namespaces.make_base()
             step = "pid namespaces are not allowed here"
-            own = system.open_pidfd(os.getpid())
-            init, answers = namespaces.make_init(base, -1 if own is None else own)
-            room = system.open_pidfd(init)
-            if room is None:
-                raise OSError(0, "this kernel has no pidfds")
+            maker, channel = furnisher.start(base)
+            room, settled = _room(channel)
             step = "a container's files or confinement cannot be made here"
-            isolation = Isolation(rung=NAMESPACE, shares_files=False, hidden=("/tmp",), scratch=scratch)
-            namespaces.furnish(answers, namespaces.Furnishing(isolation, "kedge-probe", ()))
+            place = os.path.join(scratch, "container")
+            os.mkdir(place)
+            isolation = Isolation(rung=NAMESPACE, shares_files=False, hidden=("/tmp",), scratch=place)
+            answers, theirs = socket.socketpair()
+            channel.send(furnisher.Furnishing(isolation, "kedge-probe"), (room, settled, theirs.fileno()))
+            theirs.close()
             reader, writer = os.pipe()
             process = namespaces.branch(base, room)
             if process == 0:
@@ -98,14 +101,29 @@ def main(descriptor: int, directory: str) -> None:
             os.close(writer)
             reason = os.read(reader, 1024)
             os.waitpid(process, 0)
-            os.kill(init, signal.SIGKILL)
-            os.waitpid(init, 0)
+            channel.close()
+            os.waitpid(maker, 0)
             if reason:
                 raise OSError(0, reason.decode(errors="replace"))
             sock.sendall(b"ok")
         except OSError as error:
             text = error.strerror if not error.errno else str(error)
             sock.sendall(f"{step}: {text}{_advice()}".encode())
+
+
+def _room(channel: Channel) -> tuple[int, int]:
+    from kedge.engines.channel import ChannelClosed
+    from kedge.engines.furnisher import RoomsWanted
+
+    channel.send(RoomsWanted(1))
+    try:
+        [made] = channel.receive()
+    except ChannelClosed:
+        raise OSError(0, "the process that makes rooms died") from None
+    if made.error:
+        raise OSError(0, made.error)
+    room, settled = channel.take(2)
+    return room, settled
 
 
 def _settle(enter: Callable[[int, int], None], room: int, answers: int, writer: int) -> NoReturn:

@@ -26,7 +26,7 @@ def remount(base: namespaces.Base, process: int, volume: VolumeMount, scratch: s
         root = os.open(f"/proc/{process}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         kernel.unshare(kernel.NEWNS)
         kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
-        piece = mounts.volume_piece(volume, os.path.join(scratch, mounts.STAGE))
+        piece = mounts.volume_piece(volume, mounts.stage_of(scratch))
         kernel.setns(inside, kernel.NEWNS)
         os.fchdir(root)
         os.chroot(".")

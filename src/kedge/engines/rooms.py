@@ -1,7 +1,7 @@
-"""Rooms: what the supervisor holds for containers in namespaces. One room is one pid namespace, held by its init.
+"""Rooms: what the supervisor holds for containers in namespaces. They are made by the furnisher, a process beside.
 
-A spare room is always ready, so that no container waits for one. A room that is given back ends, and the kernel ends
-whatever is left in it.
+A spare room is always there, so that a container need not wait for one. A room that is given back ends, and the kernel
+ends whatever is left in it.
 """
 
 from __future__ import annotations
@@ -9,57 +9,101 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from kedge.engines import density, namespaces, remounting, scratch, system, wrapping
+from kedge.engines import furnisher, mounts, namespaces, remounting, scratch, system, wrapping
+from kedge.engines.channel import Channel, ChannelClosed
 from kedge.engines.errands import Errands
+from kedge.engines.furnisher import Furnishing, RoomsWanted
+from kedge.engines.loop import Loop
 from kedge.engines.spawn import Entry
 from kedge.model.spec import GVISOR, NAMESPACE, PROCESS, Launch, VolumeMount
 
 SPARES = 2
-"""Inits that wait: each takes about a megabyte."""
-AT_ONCE = 8
-"""Inits that are made in a row where many containers come: after each fork this process copies what it writes to. More
-would keep the first container waiting."""
+"""Inits that wait: each takes less than a megabyte."""
+DIED = "the process that makes rooms has died"
 
 
 class Room:
-    def __init__(self, process: int, pidfd: int, sock: socket.socket) -> None:
-        self.process = process
-        self.pidfd = pidfd
+    def __init__(self, process: int, pidfd: int, settled: int) -> None:
+        self._process = process
+        self._pidfd = pidfd
         """Of its init: for joining it."""
-        self.socket = sock
+        self._settled = settled
+        """A pipe that ends when its init has settled."""
+        self._socket: socket.socket | None = None
         """Says when it is ready to be entered."""
 
     @property
     def keys(self) -> tuple[int, int]:
         """The descriptors that its container needs."""
-        return self.pidfd, self.socket.fileno()
+        assert self._socket is not None
+        return self._pidfd, self._socket.fileno()
+
+    @property
+    def stands(self) -> bool:
+        """Nobody has ended its init."""
+        return not system.has_ended(self._pidfd)
+
+    def furnish(self, furnisher: Channel, order: Furnishing) -> None:
+        """Has it made ready. ChannelClosed where there is no furnisher any more."""
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            furnisher.send(order, (self._pidfd, self._settled, theirs.fileno()))
+        os.close(self._settled)
+        self._settled = -1
 
     def end(self) -> None:
         """Kills all that is left in it. May be called again."""
-        if self.pidfd >= 0:
-            system.send_signal(signal.SIGKILL, self.process, self.pidfd)
-            os.close(self.pidfd)
-            self.pidfd = -1
-            self.socket.close()
+        if self._pidfd >= 0:
+            system.send_signal(signal.SIGKILL, self._process, self._pidfd)
+            for descriptor in (self._pidfd, self._settled):
+                if descriptor >= 0:
+                    os.close(descriptor)
+            self._pidfd = self._settled = -1
+            if self._socket is not None:
+                self._socket.close()
+
+
+class Guest(NamedTuple):
+    """A container that is to have a room, and who wants to know which, or why there is none."""
+
+    order: Furnishing
+    answer: Callable[[Room | str], None]
+
+
+class Supply:
+    """Rooms of one kind: those that nobody has yet, those that are being made, and who waits for one."""
+
+    def __init__(self) -> None:
+        self.spare: deque[Room] = deque()
+        self.coming = 0
+        self.waiting: deque[Guest] = deque()
+
+    def lacking(self, count: int) -> int:
+        """How many are to be made so that `count` more than those who wait find one."""
+        return max(0, len(self.waiting) + count - len(self.spare) - self.coming)
 
 
 class Rooms:
-    """Makes rooms. The first use finds out how, and raises OSError where there is no way."""
+    """Has rooms made. The first use finds out how, and raises OSError where there is no way. `lost` is called when all
+    rooms end at once, with whatever lives in them, by no fault of it."""
 
-    def __init__(self, errands: Errands) -> None:
+    def __init__(self, loop: Loop, errands: Errands, lost: Callable[[], None]) -> None:
+        self._loop = loop
+        self._tell_lost = lost
         self._errands = errands
         self._base: namespaces.Base | None = None
-        self._own = -1
-        self._spare: deque[Room] = deque()
-        self._expected = 0
-        """Containers that may need one, of those that the server has asked for at once."""
-        self._taken: dict[int, Room] = {}
+        self._furnisher: Channel | None = None
+        self._processes: list[int] = []
+        """Furnishers: the present one, and those that have ended and are not reaped yet."""
+        self._supplies = {True: Supply(), False: Supply()}
+        """By whether they have the machine's network."""
         self._scratches: set[str] = set()
         """Those that exist."""
         self._leaving: list[Launch] = []
@@ -69,8 +113,8 @@ class Rooms:
 
     # ------------------------------------------------------------ scratch directories
 
-    def furnish(self, launch: Launch) -> None:
-        """Makes the scratch directory of a container. OSError where that cannot be."""
+    def make_scratch(self, launch: Launch) -> None:
+        """The scratch directory of a container. OSError where that cannot be."""
         path = launch.isolation.scratch
         if path and launch.isolation.rung != PROCESS:
             scratch.make(path)
@@ -118,7 +162,10 @@ class Rooms:
 
     def fork_server_entry(self, launch: Launch, runtime: Sequence[str]) -> Entry:
         isolation = launch.isolation
-        stage = "" if isolation.shares_files else scratch.make_stage(isolation.scratch)
+        stage = ""
+        if not isolation.shares_files:
+            stage = mounts.stage_of(isolation.scratch)
+            os.makedirs(stage, mode=0o755, exist_ok=True)
         files = replace(isolation, volumes=(), devices=(), network=True)
         return namespaces.ForkServerEntry(self.base, files, stage, runtime)
 
@@ -148,68 +195,124 @@ class Rooms:
     def base(self) -> namespaces.Base:
         if self._base is None:
             self._base = namespaces.make_base()
-            density.fill()
-            own = system.open_pidfd(os.getpid())
-            self._own = -1 if own is None else own
         return self._base
 
     def processes(self) -> list[int]:
-        """The inits of all rooms."""
-        return [*self._taken, *(room.process for room in self._spare)]
+        """Children of this process."""
+        return list(self._processes)
 
-    def expect(self, count: int) -> None:
-        """So many launches come now, one after the other."""
-        self._expected = count
+    def expect(self, launches: Sequence[Launch]) -> None:
+        """They come now, one after the other."""
+        kinds = Counter(launch.isolation.network for launch in launches if launch.isolation.rung == NAMESPACE)
+        for network, count in kinds.items():
+            try:
+                self._order(network, count)
+            except OSError:  # whoever takes one hears of it
+                pass
 
-    def take(self, launch: Launch, runtime: Sequence[str]) -> Room:
-        """A room for this container, which is made ready meanwhile."""
-        if not self._spare:
-            self._stock(max(1, min(self._expected, AT_ONCE)))
-        self._expected -= 1
-        room = self._spare.popleft()
-        self._taken[room.process] = room
-        needed = tuple(namespaces.needed(runtime))
-        try:
-            namespaces.furnish(room.socket, namespaces.Furnishing(launch.isolation, launch.container, needed))
-        except OSError:  # its init has died: whoever enters hears of it
-            pass
-        return room
+    def take(self, launch: Launch, runtime: Sequence[str], answer: Callable[[Room | str], None]) -> None:
+        """A room for this container, which is made ready meanwhile; `answer` hears at once where one is spare. OSError
+        where there can be none."""
+        network = launch.isolation.network
+        supply = self._supplies[network]
+        order = Furnishing(launch.isolation, launch.container, tuple(namespaces.needed(runtime)))
+        supply.waiting.append(Guest(order, answer))
+        self._order(network, 0)
+        self._lodge(supply)
+
+    def withdraw(self, container: str) -> bool:
+        """Takes back a container that waits for a room; False where it does not."""
+        for supply in self._supplies.values():
+            for guest in supply.waiting:
+                if guest.order.name == container:
+                    supply.waiting.remove(guest)
+                    return True
+        return False
 
     def refill(self) -> None:
         """Prepares for the next ones. Call it when nobody waits."""
+        supply = self._supplies[True]
+        while len(supply.spare) > SPARES:
+            supply.spare.pop().end()
         try:
-            self._stock(SPARES)
+            self._order(True, SPARES)
         except OSError:  # whoever needs one will hear of it
             pass
 
-    def _stock(self, count: int) -> None:
-        """Makes so many that they are spare; OSError where there is none then."""
-        try:
-            while len(self._spare) < count:
-                self._spare.append(self._make())
-        except OSError:
-            if not self._spare:
-                raise
-
     def check(self) -> None:
-        """Some child of this process has changed: forgets rooms whose init has ended. That of a room in use is looked
-        for when its container has ended, which is at the same time."""
-        ended = [process for process, room in self._taken.items() if room.pidfd < 0]
-        for process in [*ended, *(room.process for room in self._spare)]:
-            if system.peek_exit(process) is not None:
-                system.reap(process)
-                self._taken.pop(process, None)
-                for room in [room for room in self._spare if room.process == process]:
-                    self._spare.remove(room)
-                    room.end()
+        """Some child of this process has changed."""
+        self._processes = [process for process in self._processes if not system.reap(process)]
 
-    def _make(self) -> Room:
-        process, sock = namespaces.make_init(self.base, self._own)
-        pidfd = system.open_pidfd(process)
-        if pidfd is None:
-            sock.close()  # then it leaves
-            raise OSError(0, "this kernel has no pidfds")
-        return Room(process, pidfd, sock)
+    def _order(self, network: bool, count: int) -> None:
+        supply = self._supplies[network]
+        lacking = supply.lacking(count)
+        if lacking:
+            try:
+                self._open().send(RoomsWanted(lacking, network))
+            except ChannelClosed:
+                self._lost()
+                raise OSError(0, DIED) from None
+            supply.coming += lacking
+
+    def _open(self) -> Channel:
+        if self._furnisher is None:
+            process, channel = furnisher.start(self.base)
+            self._processes.append(process)
+            self._furnisher = channel
+            self._loop.watch(channel.fileno(), self._hear)
+        return self._furnisher
+
+    def _hear(self) -> None:
+        assert self._furnisher is not None
+        try:
+            messages = self._furnisher.receive_at_hand(furnisher.AT_ONCE)
+        except ChannelClosed:
+            self._lost()
+            return
+        for message in messages:
+            supply = self._supplies[message.network]
+            supply.coming -= 1
+            if not message.error:
+                supply.spare.append(Room(message.process, *self._furnisher.take(2)))
+            elif supply.waiting:
+                supply.waiting.popleft().answer(message.error)
+        for supply in self._supplies.values():
+            self._lodge(supply)
+
+    def _lodge(self, supply: Supply) -> None:
+        """Gives rooms to those who wait."""
+        while supply.waiting and supply.spare:
+            room = supply.spare.popleft()
+            if not room.stands:
+                room.end()
+                self._order(supply is self._supplies[True], 0)
+                continue
+            guest = supply.waiting.popleft()
+            assert self._furnisher is not None
+            try:
+                room.furnish(self._furnisher, guest.order)
+            except (OSError, ChannelClosed) as error:
+                room.end()
+                guest.answer(str(error))
+            else:
+                guest.answer(room)
+
+    def _lost(self) -> None:
+        """The furnisher has died, and all rooms with it; the next one who needs one starts another."""
+        if self._furnisher is None:
+            return
+        self._loop.forget(self._furnisher.fileno())
+        self._furnisher.close()
+        self._furnisher = None
+        self._tell_lost()
+        for supply in self._supplies.values():
+            supply.coming = 0
+            rooms, supply.spare = supply.spare, deque()
+            guests, supply.waiting = supply.waiting, deque()
+            for room in rooms:
+                room.end()
+            for guest in guests:
+                guest.answer(DIED)
 
 
 def _cleared(launches: Sequence[Launch]) -> str:

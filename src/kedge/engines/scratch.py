@@ -14,24 +14,35 @@ from collections.abc import Callable
 from kedge.wire.removal import remove
 
 OWNER = "owner"
+_ATTRIBUTE = "user.kedge.owner"
+"""Where the mark is; where the file system has no such thing, the file `OWNER` has it."""
 VOLUMES = "volumes"
 """The one part that is left for the server."""
-STAGE = ".stage"
-"""Beside the scratch directories: an empty directory, over which fork servers mount what they write to."""
 
 
 def make(path: str) -> None:
     """Creates it. OSError where that cannot be."""
-    os.makedirs(path, mode=0o755, exist_ok=True)
-    with open(os.path.join(path, OWNER), "w", encoding="ascii") as file:
-        file.write(_own_identity(os.getpid()))
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        os.makedirs(path, 0o755, exist_ok=True)
+    mark = _own_identity(os.getpid())
+    try:
+        os.setxattr(path, _ATTRIBUTE, mark.encode())  # which costs no file of its own
+    except (OSError, AttributeError):
+        with open(os.path.join(path, OWNER), "w", encoding="ascii") as file:
+            file.write(mark)
 
 
-def make_stage(path: str) -> str:
-    """The stage beside the scratch directory `path`."""
-    stage = os.path.join(os.path.dirname(path.rstrip("/")), STAGE)
-    os.makedirs(stage, mode=0o755, exist_ok=True)
-    return stage
+def _owner(path: str) -> str:
+    """OSError where it carries no mark."""
+    try:
+        return os.getxattr(path, _ATTRIBUTE).decode()
+    except (OSError, AttributeError):
+        with open(os.path.join(path, OWNER), encoding="ascii") as file:
+            return file.read()
 
 
 def clear(path: str) -> None:
@@ -58,8 +69,7 @@ def sweep(directory: str, before: Callable[[str], None] | None = None) -> None:
     for name in names:
         path = os.path.join(directory, name)
         try:
-            with open(os.path.join(path, OWNER), encoding="ascii") as file:
-                owner = file.read()
+            owner = _owner(path)
         except OSError:
             continue
         if owner != _identity(int(owner.split()[0]) if owner.split() else 0):
@@ -79,6 +89,6 @@ def _identity(process: int) -> str:
         with open(f"/proc/{process}/stat", "rb") as file:
             born = file.read().rpartition(b")")[2].split()[19].decode()
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return f"{process} {born} {file.read().strip()}"
+            return f"{process} {born} {file.read(8)}"
     except OSError:
         return ""

@@ -16,20 +16,19 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
-
-import msgspec
 
 from kedge.engines import spawn, system, threads, wrapping
 from kedge.engines.bounds import Bounds
+from kedge.engines.container import ORPHANED, Container
 from kedge.engines.errands import Errands
 from kedge.engines.lineage import Birth
-from kedge.engines.loop import Loop, Timer
+from kedge.engines.loop import Loop
 from kedge.engines.nursery import Nursery
-from kedge.engines.output import OutputPipes
-from kedge.engines.rooms import Room, Rooms
+from kedge.engines.rooms import DIED, Room, Rooms
 from kedge.engines.uplink import Uplink
-from kedge.engines.warden import Finding, Warden
+from kedge.engines.warden import Warden
 from kedge.model.protocol import (
     ContainerLaunched,
     ContainerLost,
@@ -41,75 +40,14 @@ from kedge.model.protocol import (
     VolumeAnswered,
     VolumeRemounted,
 )
-from kedge.model.spec import NAMESPACE, PROCESS, Launch
+from kedge.model.spec import NAMESPACE, Launch
 
 _LAST_LINES_S = 1.0
 """How long a container that has ended may owe its exit status, or a stranger may hold its output open."""
 _REFILL_S = 0.005
 """How long after a start the next one is prepared: a burst goes first."""
-ORPHANED = "its fork server died"
 _BURIAL_S = 5.0
 """How long the end of everything may take: only a process stuck in the kernel needs longer than milliseconds."""
-
-
-class Container:
-    """What the supervisor holds of one container."""
-
-    def __init__(self, launch: Launch, supervisor: Supervisor, loop: Loop) -> None:
-        self.name = launch.container
-        self.launch = launch
-        self.bounds = Bounds()
-        self.finding = Finding()
-        self.room: Room | None = None
-        self.process = 0
-        self.pidfd: int | None = None
-        self.own_child = False
-        """Child of this process: started fresh, or left behind by its fork server."""
-        self.condemned: float | None = None
-        """To be killed as soon as it exists, with this grace."""
-        self.killed = False
-        self.gone = False
-        self.fate: tuple[int | None, int | None] | None = None
-        """(exit code, None) or (None, signal), once known."""
-        self.why = ""
-        """A reason that explains its end better than its fate does."""
-        self.deadline: Timer | None = None
-        self.output = OutputPipes(
-            loop,
-            lambda stream, data: supervisor.report(
-                OutputCaptured(self.name, stream, data, time.time(), launch.app, launch.pool)
-            ),
-            lambda: supervisor.settle(self),
-        )
-        self._supervisor = supervisor
-        self._handed: tuple[int, ...] = ()
-
-    def hand_over(self) -> tuple[int, int, int, int]:
-        """Descriptors for its process: what it is to be, its stdout, its stderr, its records."""
-        pipes = self._handed = self.output.attach()
-        descriptor = _sealed(msgspec.msgpack.encode(self.launch))
-        self._handed = (descriptor, *pipes)
-        return descriptor, *pipes
-
-    def keep_own(self) -> None:
-        """Closes this side's copies of what was handed over."""
-        for descriptor in self._handed:
-            os.close(descriptor)
-        self._handed = ()
-
-    def fail(self, reason: str) -> None:
-        self.keep_own()
-        self._supervisor.stillborn(self.name, reason)
-
-    def close(self) -> None:
-        if self.deadline is not None:
-            self.deadline.cancel()
-        self.output.close()
-        if self.pidfd is not None:
-            os.close(self.pidfd)
-            self.pidfd = None
-        if self.room is not None:
-            self.room.end()
 
 
 class Supervisor:
@@ -122,7 +60,7 @@ class Supervisor:
         self._runner = runner
         self._containers: dict[str, Container] = {}
         self._errands = Errands(self._loop)
-        self._rooms = Rooms(self._errands)
+        self._rooms = Rooms(self._loop, self._errands, self._rooms_lost)
         self._nursery = Nursery(self._loop, self, self._rooms, runtime, runner)
         self._warden = Warden(self._loop, self._exceeded, self._say)
         self._memory_kills = system.MemoryKills(self._warden.memory_events)
@@ -154,8 +92,7 @@ class Supervisor:
     # ------------------------------------------------------------ what the server says
 
     def _hear(self, messages: list[Any]) -> None:
-        launches = [message.launch for message in messages if type(message) is ContainerLaunched]
-        self._rooms.expect(sum(launch.isolation.rung == NAMESPACE for launch in launches))
+        self._rooms.expect([message.launch for message in messages if type(message) is ContainerLaunched])
         for message in messages:
             self._obey(message)
 
@@ -178,15 +115,28 @@ class Supervisor:
         container = self._containers[launch.container] = Container(launch, self, self._loop)
         container.bounds = self._warden.admit(launch)
         try:
-            self._rooms.furnish(launch)
+            self._rooms.make_scratch(launch)
             if launch.isolation.rung == NAMESPACE:
                 runtime = launch.environment.runtime or self._runtime
-                container.room = self._rooms.take(launch, runtime)
+                self._rooms.take(launch, runtime, partial(self._house, container))
                 self._loop.later(_REFILL_S, self._rooms.refill)
+                return
         except OSError as error:
-            self.stillborn(container.name, f"what it is to find around it cannot be made: {error}")
+            self._house(container, str(error))
             return
         self._nursery.place(container)
+
+    def _house(self, container: Container, room: Room | str) -> None:
+        if isinstance(room, str):
+            self.stillborn(container.name, f"what it is to find around it cannot be made: {room}")
+            return
+        container.room = room
+        self._nursery.place(container)
+
+    def _rooms_lost(self) -> None:
+        for container in self._containers.values():
+            if container.room is not None and not container.gone:
+                container.why = DIED
 
     def _remount(self, message: VolumeRemounted) -> None:
         def answer(error: str) -> None:
@@ -203,7 +153,7 @@ class Supervisor:
         if container is None or container.gone:
             return
         if not container.process:
-            if self._nursery.withdraw(name):
+            if self._rooms.withdraw(name) or self._nursery.withdraw(name):
                 self.stillborn(name, "killed before it had a process")
             else:
                 container.condemned = grace_s
@@ -361,12 +311,12 @@ class Supervisor:
         self.report(
             ContainerLost(
                 container=container.name,
-                reason=_explained(container, starved),
+                reason=container.explained(starved),
                 exit_code=exit_code,
                 signal=number,
                 out_of_memory=starved or (finding.out_of_memory and exit_code != 0),
                 peak_memory=finding.peak_memory,
-                blameless=container.own_child and container.why == ORPHANED,
+                blameless=container.blameless,
             )
         )
 
@@ -397,43 +347,6 @@ class Supervisor:
             except ChildProcessError:
                 return
             time.sleep(0.002)
-
-
-def _explained(container: Container, starved: bool) -> str:
-    exit_code, number = container.fate or (None, None)
-    if starved:
-        return "killed by the kernel: the machine or its memory limit had no memory left"
-    if container.finding.reason and (exit_code, number) != (0, None):
-        return container.finding.reason
-    if container.why:
-        return container.why
-    if container.killed and number == signal.SIGKILL:
-        return "killed on request"
-    if number is not None:
-        try:
-            return f"killed by signal {number} ({signal.Signals(number).name})"
-        except ValueError:
-            return f"killed by signal {number}"
-    if exit_code is None:
-        return "ended; nobody could say how"
-    if exit_code == spawn.CANNOT_ENTER and container.launch.isolation.rung != PROCESS:
-        return "what it is to find around it cannot be made; its output says why"
-    return f"left with exit code {exit_code}" if exit_code else "left by itself"
-
-
-def _sealed(data: bytes) -> int:
-    """A descriptor of a nameless file that holds `data`: any size passes through a small message."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("kedge-launch")
-    else:
-        import tempfile
-
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    return descriptor
 
 
 def main(descriptor: int, runtime: Sequence[str], runner: str) -> None:

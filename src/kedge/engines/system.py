@@ -7,6 +7,7 @@ parents, and subreapers. Elsewhere these functions do nothing or return None, an
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import time
@@ -58,6 +59,12 @@ def open_pidfd(process: int) -> int | None:
         return os.pidfd_open(process)
     except OSError:  # an old kernel, a sandbox that forbids it, or no descriptors left
         return None
+
+
+def has_ended(pidfd: int) -> bool:
+    poll = select.poll()  # select takes no descriptor above 1023
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def send_signal(number: int, process: int, pidfd: int | None) -> None:

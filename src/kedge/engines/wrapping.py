@@ -83,7 +83,7 @@ def launch_descriptor(rung: str) -> int:
 
 
 def bubblewrap(isolation: Isolation, name: str, arguments: Sequence[str]) -> list[str]:
-    root = os.path.join(isolation.scratch, mounts.ROOT)
+    root = mounts.root_of(isolation.scratch)
     kept = [word for capability in _CAPABILITIES for word in ("--cap-add", f"CAP_{capability}")]
     return [
         shutil.which("bwrap") or "bwrap",
@@ -129,7 +129,7 @@ def configuration(launch: Launch, arguments: Sequence[str], variables: Mapping[s
             "noNewPrivileges": True,
             "oomScoreAdj": 500,
         },
-        "root": {"path": os.path.join(isolation.scratch, mounts.ROOT), "readonly": False},
+        "root": {"path": mounts.root_of(isolation.scratch), "readonly": False},
         "hostname": launch.container,
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec"]},
