@@ -103,6 +103,8 @@ class Furnisher:
         system.set_name("kedge-rooms")
         if base.user is None:  # shut twice; in a user namespace nobody could join an init any more
             kernel.prctl(_PR_SET_DUMPABLE, 0)
+        else:  # it could not come back to the machine's
+            kernel.unshare(kernel.NEWUTS)
         flags = os.O_RDONLY | os.O_CLOEXEC
         self._home = _Home(os.open("/proc/self/ns/mnt", flags), os.open("/proc/self/ns/uts", flags))
         self._self = os.pidfd_open(os.getpid())

@@ -190,7 +190,10 @@ def _gvisor() -> str:
 
 
 def _administrator_only(tool: str) -> str:
-    return "" if os.geteuid() == 0 else f"{tool} is used by servers that run as root only"
+    from kedge.engines import namespaces
+
+    allowed = os.geteuid() == 0 and namespaces.is_administrator()
+    return "" if allowed else f"{tool} is used by servers that run as root, with CAP_SYS_ADMIN, only"
 
 
 _TOOLS = {BUBBLEWRAP: _bubblewrap, OCI: _oci, GVISOR: _gvisor}
