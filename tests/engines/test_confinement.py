@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -172,3 +173,25 @@ def test_a_survey_names_every_rung_and_what_is_missing(monkeypatch: pytest.Monke
 def test_the_second_rung_is_taken_where_it_is_there() -> None:
     assert probe.best({"process": "", "namespace": ""}) == "namespace"
     assert probe.best({"process": "", "namespace": "no"}) == "process"
+
+
+WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+UNSHARE = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc"]
+
+
+@pytest.mark.parametrize(
+    ("before", "options"),
+    [pytest.param([], [], id="administrator"), pytest.param(WITHOUT_RIGHTS, ["--map-root-user"], id="user")],
+)
+def test_where_others_can_make_namespaces_there_is_the_rung(
+    before: list[str], options: list[str], tmp_path: Path
+) -> None:
+    """Else all tests of containers in namespaces would be left out, and nobody would see that they do not work."""
+    if shutil.which("unshare") is None or (before and shutil.which("setpriv") is None):
+        pytest.skip("util-linux is not installed")
+    others = subprocess.run([*before, *UNSHARE, *options, "true"], capture_output=True, text=True, check=False)
+    if others.returncode:
+        pytest.skip(f"others cannot: {others.stderr}")
+    code = f"from kedge.engines import probe; print(probe.survey({str(tmp_path)!r})['namespace'] or 'there it is')"
+    ours = subprocess.run([*before, sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ours.stdout.strip() == "there it is"
