@@ -31,6 +31,13 @@ class ServerPrepared(Message, frozen=True):
     confined: bool = False
 
 
+class CodeShown(Message, frozen=True):
+    """To a fork server, before the first container that imports it: where code lies. A descriptor of the directory
+    comes along."""
+
+    root: str
+
+
 class ContainerForked(Message, frozen=True):
     """To a fork server: make a container. Descriptors come along: its launch, stdout, stderr, records, and for a
     confined one the init of its room and the socket that says when the room is ready."""
@@ -69,7 +76,7 @@ class ContainerEnded(Message, frozen=True):
     signal: int | None = None
 
 
-ToForkServer = ServerPrepared | ContainerForked | ContainerReaped
+ToForkServer = ServerPrepared | CodeShown | ContainerForked | ContainerReaped
 FromForkServer = ServerReady | ContainerBorn | ContainerEnded
 
 

@@ -17,15 +17,17 @@ import select
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from kedge.engines import child, confinement, density, fork_hooks, fork_safety, kernel, spawn, system
+from kedge.engines import bytecode, child, confinement, density, fork_hooks, fork_safety, kernel, spawn, system
 from kedge.engines.boot import completed, library_entries
 from kedge.engines.bounds import Bounds, bind
 from kedge.engines.channel import (
     Channel,
     ChannelClosed,
+    CodeShown,
     ContainerBorn,
     ContainerEnded,
     ContainerForked,
@@ -53,6 +55,11 @@ def main(descriptor: int, runtime: Sequence[str], runner: str) -> NoReturn:
     os._exit(0)
 
 
+class _Compiler(NamedTuple):
+    process: int
+    pidfd: int
+
+
 class ForkServer:
     """Forks on demand. A child that has ended stays a zombie until the supervisor has dealt with it."""
 
@@ -62,6 +69,8 @@ class ForkServer:
         self._runner = runner
         self._mounts: int | None = None
         """Where containers are confined: the mounts from which they make theirs."""
+        self._own: int | None = None
+        """There, too: the pid namespace of this process."""
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._running: dict[str, tuple[int, int | None]] = {}
@@ -69,6 +78,9 @@ class ForkServer:
         self._ended: dict[str, int] = {}
         self._watched: dict[int, str] = {}
         """pidfd → container."""
+        self._uncompiled: deque[tuple[str, int]] = deque()
+        """Code that was shown: where it lies, and a descriptor of that."""
+        self._compiler: _Compiler | None = None
         self._small: list[int] = []
         """Where small pages are to become big ones, when there is nothing else to do."""
 
@@ -82,6 +94,7 @@ class ForkServer:
         assert isinstance(order, ServerPrepared)
         if order.confined:
             [self._mounts] = self._channel.take(1)
+            self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
             confinement.prepare()
         if order.sys_path:
             sys.path[:] = completed(library_entries(order.sys_path), self._runtime)
@@ -124,12 +137,28 @@ class ForkServer:
             if unwatched:
                 for container in [name for name, (_, pidfd) in self._running.items() if pidfd is None]:
                     self._collect(container)
+            if self._compiler is not None and self._compiler.pidfd in ready:
+                self._compiled()
             if self._channel.fileno() in ready:
-                messages = self._channel.receive_at_hand(_AT_ONCE)
-                self._fork([message for message in messages if isinstance(message, ContainerForked)])
-                for message in messages:
-                    if isinstance(message, ContainerReaped):
-                        self._bury(message.container)
+                self._obey([(each, self._brought(each)) for each in self._channel.receive_at_hand(_AT_ONCE)])
+
+    def _brought(self, message: object) -> tuple[int, ...]:
+        """The descriptors that came with it."""
+        if isinstance(message, ContainerForked):
+            return self._channel.take(4 if self._mounts is None else 6)
+        return self._channel.take(1) if isinstance(message, CodeShown) else ()
+
+    def _obey(self, orders: list[tuple[Any, tuple[int, ...]]]) -> None:
+        """Forks come first."""
+        self._fork([order for order in orders if isinstance(order[0], ContainerForked)])
+        for message, descriptors in orders:
+            if isinstance(message, ContainerReaped):
+                self._bury(message.container)
+            elif isinstance(message, CodeShown):
+                [directory] = descriptors
+                self._uncompiled.append((message.root, directory))
+        if self._compiler is None and self._uncompiled:
+            self._compile()
 
     def _load_base(self, alias_modal: bool) -> str:
         """What every container needs. A failure here is a broken installation: it ends the process, on stderr."""
@@ -146,19 +175,20 @@ class ForkServer:
             return "macOS: its system libraries do not survive a fork"
         return fork_safety.objection({0, 1, 2, self._channel.fileno()})
 
-    def _fork(self, orders: list[ContainerForked]) -> None:
+    def _fork(self, orders: list[tuple[ContainerForked, tuple[int, ...]]]) -> None:
         """One fork right after the other: what this process writes to between two of them is copied again."""
         parent = os.getpid() if self._mounts is None else 0  # which cannot be seen from inside
         born: list[tuple[str, int, str]] = []
-        for order in orders:
-            descriptors = self._channel.take(4 if self._mounts is None else 6)
+        later = [descriptor for _, descriptors in orders for descriptor in descriptors]
+        for order, descriptors in orders:
+            del later[: len(descriptors)]
             process, error = 0, ""
             try:
                 if self._mounts is not None:
                     kernel.setns(descriptors[4], kernel.NEWPID)  # for children: this process stays where it is
                 process = fork_hooks.fork()
                 if process == 0:
-                    self._live(parent, order.bounds, descriptors)
+                    self._live(parent, order.bounds, descriptors, later)
             except OSError as problem:
                 error = f"cannot fork: {problem}"
             for descriptor in descriptors:  # now: they are not for the next one
@@ -173,12 +203,56 @@ class ForkServer:
                     self._poll.register(pidfd, select.POLLIN)
             self._channel.send(ContainerBorn(container, process, error))
 
-    def _live(self, parent: int, bounds: Bounds, descriptors: tuple[int, ...]) -> NoReturn:
+    def _compile(self) -> None:
+        root, directory = self._uncompiled.popleft()
+        try:
+            if self._own is not None:
+                kernel.setns(self._own, kernel.NEWPID)  # not into the last container's
+            parent = os.getpid()
+            process = fork_hooks.fork()
+            if process == 0:
+                try:
+                    system.die_with(parent)
+                    system.set_name("kedge-compile")
+                    self._leave()
+                    bytecode.write(directory, root)
+                finally:
+                    os._exit(0)
+        except OSError:  # containers compile for themselves
+            process = 0
+        os.close(directory)
+        pidfd = system.open_pidfd(process) if process else None
+        if pidfd is not None:
+            self._compiler = _Compiler(process, pidfd)
+            self._poll.register(pidfd, select.POLLIN)
+
+    def _compiled(self) -> None:
+        assert self._compiler is not None
+        self._poll.unregister(self._compiler.pidfd)
+        os.close(self._compiler.pidfd)
+        os.waitpid(self._compiler.process, 0)
+        self._compiler = None
+        if self._uncompiled:
+            self._compile()
+
+    def _leave(self) -> None:
+        """In a child: closes what is the server's own."""
+        self._channel.close()
+        if self._own is not None:
+            os.close(self._own)
+        for pidfd in self._watched:
+            os.close(pidfd)
+        if self._compiler is not None:
+            os.close(self._compiler.pidfd)
+        for _, directory in self._uncompiled:
+            os.close(directory)
+
+    def _live(self, parent: int, bounds: Bounds, descriptors: tuple[int, ...], siblings: Sequence[int]) -> NoReturn:
         launch, stdout, stderr, records, *room = descriptors
         try:
-            self._channel.close()
-            for pidfd in self._watched:
-                os.close(pidfd)
+            self._leave()
+            for descriptor in siblings:
+                os.close(descriptor)
             spawn.detach(parent, stdout, stderr)
             if self._mounts is not None:
                 kernel.setns(self._mounts, kernel.NEWNS)  # where control groups are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import zlib
 from collections import deque
@@ -12,9 +13,9 @@ import msgspec
 
 from kedge.engines import system
 from kedge.engines.bounds import Bounds
-from kedge.engines.channel import Channel, ChannelClosed, ContainerForked
+from kedge.engines.channel import Channel, ChannelClosed, CodeShown, ContainerForked
 from kedge.engines.rooms import Room
-from kedge.model.spec import Launch
+from kedge.model.spec import NAMESPACE, Launch
 
 _MAX_UNANSWERED = 32
 """Forks asked for and not answered: keeps sockets from filling, so that the supervisor never blocks on a server."""
@@ -76,6 +77,8 @@ class ForkServer:
         self.unanswered: set[str] = set()
         self.children: set[str] = set()
         self.last_words = b""
+        self._shown: set[str] = set()
+        """Code that it knows of."""
 
     @property
     def idle(self) -> bool:
@@ -98,11 +101,27 @@ class ForkServer:
                 continue
             self.unanswered.add(birth.name)
             try:
+                self._show(birth.launch)
                 self.channel.send(ContainerForked(birth.name, birth.bounds), descriptors)
             except ChannelClosed:
                 self.kill()
             finally:
                 birth.keep_own()
+
+    def _show(self, launch: Launch) -> None:
+        """Containers with files of their own cannot keep the bytecode of what they import."""
+        code = launch.code
+        if launch.isolation.rung != NAMESPACE or not code.digest or code.root in self._shown:
+            return
+        self._shown.add(code.root)
+        try:
+            directory = os.open(code.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:  # whoever imports from there is told
+            return
+        try:
+            self.channel.send(CodeShown(code.root), (directory,))
+        finally:
+            os.close(directory)
 
     def kill(self) -> None:
         """Its end is noticed like any other, and tells everybody who waits for it."""
