@@ -46,7 +46,7 @@ from kedge.sdk import (
 )
 from kedge.sdk.client import Client
 from kedge.sdk.output_feed import OutputFeed
-from kedge.sdk.server_process import ServerProcess
+from kedge.sdk.server_process import Early, ServerProcess
 
 if TYPE_CHECKING:
     from kedge.sdk.app import App
@@ -370,7 +370,7 @@ class Session:
         if found is not None:
             return cls(found, None)
         try:
-            server = ServerProcess(private=not machine)
+            server = (None if machine else Early.take()) or ServerProcess(private=not machine)
         except ConnectionError:
             found = _connected() if machine else None
             if found is None:

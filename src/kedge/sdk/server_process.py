@@ -128,6 +128,7 @@ class ServerProcess:
         options: More words for the command line of the machine's server. None: those that it was started with last.
         ending: Ends the machine's server that runs, whose place this one takes. Called when this one is loaded, so that
             the machine is without a server for a moment only.
+        wait: Until it listens. Without that, `await_ready` is to be called before anything else but `leave`.
 
     Raises ConnectionError with the server's own words where it does not come up.
 
@@ -143,16 +144,18 @@ class ServerProcess:
         directory: str | None = None,
         options: Sequence[str] | None = None,
         ending: Callable[[], None] | None = None,
+        wait: bool = True,
     ) -> None:
         directory = directory or home()
         self._owner: int | None = None
         self._private = private
         self._log = _private_log(directory) if private else machine_log(directory)
         self._log_begins = os.path.getsize(self._log)
-        ready, ready_there = os.pipe()
+        self._ready, ready_there = os.pipe()
         there = [ready_there]
         command = [sys.executable, "-P", "-m", "kedge.server.main", "--home", directory, "--ready-fd", str(ready_there)]
-        remembered = server_options.load(directory) if options is None and not private else []
+        self._ending = ending
+        self._remembered = remembered = server_options.load(directory) if options is None and not private else []
         if private:
             owned, self._owner = os.pipe()
             there.append(owned)
@@ -177,27 +180,33 @@ class ServerProcess:
         finally:
             for descriptor in there:
                 os.close(descriptor)
+        if private:
+            _owned.add(self._owner or -1)
+        if wait:
+            self.await_ready()
+
+    def await_ready(self) -> None:
+        """Until it listens; ConnectionError where that does not happen."""
         try:
-            facts = self._await_ready(ready) if ending is None else self._succeed(ready, ending)
+            facts = self._facts() if self._ending is None else self._succeed(self._ending)
         except ConnectionError as error:
             self.close()
-            if not remembered:
+            if not self._remembered:
                 raise
             raise ConnectionError(
-                f"{error}\nIt was started as the last time, with {' '.join(remembered)}; "
+                f"{error}\nIt was started as the last time, with {' '.join(self._remembered)}; "
                 "`kedge server start --reset` begins without these options"
             ) from error
         except BaseException:
             self.close()
             raise
         finally:
-            os.close(ready)
+            os.close(self._ready)
+            self._ready = -1
         self.facts = facts
         """What it says of itself: where it listens, and what people should know."""
         self.address = ServerAddress(facts["address"], facts.get("token", ""))
-        if private:
-            _owned.add(self._owner or -1)
-        else:
+        if not self._private:
             # It outlives us: nobody waits for it, and that is no leak.
             self._process.returncode = 0
 
@@ -212,11 +221,9 @@ class ServerProcess:
             _owned.discard(self._owner)
             os.close(self._owner)
             self._owner = None
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
+        if not self._ends_within(STOP_S):
             self._process.kill()
-            self._process.wait()
+        self._process.wait()
         if self._process.returncode == 0 and self._private:
             # It ended in order: what it had to say is of no further use.
             try:
@@ -224,32 +231,63 @@ class ServerProcess:
             except OSError:
                 pass
 
-    def _succeed(self, descriptor: int, ending: Callable[[], None]) -> dict[str, Any]:
+    def leave(self) -> None:
+        """Lets a private server go that nobody has used, without waiting for it: it ends as soon as it sees that."""
+        os.close(self._ready)
+        assert self._owner is not None
+        _owned.discard(self._owner)
+        os.close(self._owner)
+        self._process.returncode = 0  # nobody waits for it, and that is no leak
         try:
-            said = self._hear(descriptor, time.monotonic() + START_S)
+            os.unlink(self._log)
+        except OSError:
+            pass
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Without asking again and again, where that is possible: people wait for it."""
+        try:
+            descriptor = os.pidfd_open(self._process.pid) if self._process.returncode is None else -1
+        except (AttributeError, OSError):
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                return False
+            return True
+        if descriptor < 0:
+            return True
+        try:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+        finally:
+            os.close(descriptor)
+
+    def _succeed(self, ending: Callable[[], None]) -> dict[str, Any]:
+        try:
+            said = self._hear(time.monotonic() + START_S)
             if said == b" ":
                 ending()
         except BaseException:
             self._process.kill()
             raise
-        return self._await_ready(descriptor, said)
+        return self._facts(said)
 
-    def _await_ready(self, descriptor: int, line: bytes = b"") -> dict[str, Any]:
+    def _facts(self, line: bytes = b"") -> dict[str, Any]:
         deadline = time.monotonic() + START_S
         while not line.endswith(b"\n"):
-            line += self._hear(descriptor, deadline)
+            line += self._hear(deadline)
         facts: dict[str, Any] = json.loads(line)
         if "error" in facts:
             raise ConnectionError(f"the kedge server could not start: {facts['error']}")
         return facts
 
-    def _hear(self, descriptor: int, deadline: float) -> bytes:
+    def _hear(self, deadline: float) -> bytes:
         """What it says next."""
         poll = select.poll()
-        poll.register(descriptor, select.POLLIN | select.POLLHUP)
+        poll.register(self._ready, select.POLLIN | select.POLLHUP)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise ConnectionError(f"the kedge server did not come up within {START_S:g} s; see {self._log}")
-        data = os.read(descriptor, 65536)
+        data = os.read(self._ready, 65536)
         if not data:
             raise ConnectionError(f"the kedge server ended before it was up:\n{self._last_words()}")
         return data
@@ -263,6 +301,40 @@ class ServerProcess:
             return f"its log cannot be read: {error}"
 
 
+class Early:
+    """A private server that starts while the user's program is still being imported, where it looks as if that would
+    need one. It is taken only if all is then as it was: a program may set variables for the server.
+
+    Example:
+        with Early():
+            program = importlib.import_module("program")
+            server = Early.take() or ServerProcess(private=True)
+    """
+
+    _started: tuple[ServerProcess, str, dict[str, str]] | None = None
+
+    def __enter__(self) -> None:
+        try:
+            if find() is None:
+                Early._started = ServerProcess(private=True, wait=False), home(), environment()
+        except (Error, OSError):  # whoever needs one is told
+            pass
+
+    def __exit__(self, *exception: object) -> None:
+        if Early._started is not None:
+            Early._started[0].leave()
+            Early._started = None
+
+    @classmethod
+    def take(cls) -> ServerProcess | None:
+        """The one that was started, once it listens; None where there is none for this program as it is now."""
+        if cls._started is None or cls._started[1:] != (home(), environment()):
+            return None
+        server, cls._started = cls._started[0], None
+        server.await_ready()
+        return server
+
+
 _owned: set[int] = set()
 """Our ends of the pipes of private servers."""
 
@@ -272,6 +344,7 @@ def _forked() -> None:
     for descriptor in _owned:
         os.close(descriptor)
     _owned.clear()
+    Early._started = None
 
 
 os.register_at_fork(after_in_child=_forked)

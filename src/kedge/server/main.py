@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -39,6 +41,7 @@ LOOK_MS = 2
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
+    atexit.register(gc.freeze)  # at the end, nobody needs to look for garbage in all that was loaded
     try:
         settings = load(vars(options), os.environ)
         if options.check is not None:
