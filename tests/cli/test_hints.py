@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_it_names_the_step_that_brings_it(project: Path, error: BaseException, s
 def test_an_absolute_name_is_that_of_this_machine(project: Path) -> None:
     name = str(project / "data.csv")
     assert f".add_local_file({name!r}, '/…')" in missed(from_container(not_found(name)), "/", [])
+
+
+@pytest.mark.parametrize("place", ["/root", f"/home/k/code/{'0a' * 16}"])
+def test_what_code_looks_for_beside_itself_is_added_beside_it(project: Path, place: str) -> None:
+    (project / "assets" / "big.bin").write_text("")
+    path = ["/x/lib/site-packages", str(project)]
+    assert missed(from_container(not_found(f"{place}/assets/big.bin")), "/", path) == (
+        "assets/big.bin is beside your code on this machine, and not in the container: add "
+        f".add_local_dir('{project}/assets', '/root/assets') to the image."
+    )
+    said = missed(from_container(not_found(f"{place}/data.csv")), "/", path)
+    assert f".add_local_file('{project}/data.csv', '/root/data.csv')" in said
+    assert missed(from_container(not_found(f"{place}/nowhere.csv")), "/", path) == ""
 
 
 def test_a_command_is_no_file(project: Path) -> None:
@@ -105,3 +119,18 @@ def test_an_import_that_fails_here_may_be_meant_for_an_image() -> None:
     assert on_import(error).startswith("Where torch is in an image only: import it inside of the functions")
     assert "`with image.imports():`" in on_import(error)
     assert on_import(ImportError("no")) == ""
+
+
+@pytest.mark.parametrize(("initial", "module"), [("pack/__init__.py", "pack.inner.job"), ("", "inner.job")])
+def test_a_file_of_a_package_is_given_as_a_module(tmp_path: Path, initial: str, module: str) -> None:
+    file = tmp_path / "pack" / "inner" / "job.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("from .words import WORD\n")
+    if initial:
+        (tmp_path / initial).write_text("")
+    with pytest.raises(ImportError) as caught:
+        runpy.run_path(str(file))
+    directory = tmp_path if initial else tmp_path / "pack"
+    assert on_import(caught.value) == (
+        f"It belongs to a package: write `-m {module}` instead of the file, in the directory {directory}."
+    )

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from kedge.engines import probe
 from kedge.model.spec import NAMESPACE
 from tests.e2e.commands import Place, place
+from tests.engines.sandbox import missing
 
 pytestmark = pytest.mark.slow
 
@@ -72,8 +72,8 @@ def main():
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Place]:
-    if missing := probe.survey()[NAMESPACE]:
-        pytest.skip(f"files cannot be put anywhere here: {missing}")
+    if reason := missing(NAMESPACE):
+        pytest.skip(f"files cannot be put anywhere here: {reason}")
     (tmp_path / "desk").mkdir()
     with place(tmp_path / "desk", PIP_NO_INDEX="1", UV_FIND_LINKS=str(tmp_path)) as made:
         made.write("app.py", APP)
@@ -144,6 +144,48 @@ def test_packages_without_init_go_along(desk: Place, how: list[str]) -> None:
     desk.write("tools/text.py", "clean = str.strip\n")
     desk.write("extra/late.py", "shout = str.upper\n")
     assert desk.kedge("run", *how).stdout == "A\n"
+
+
+BESIDE = """
+from pathlib import Path
+import kedge
+
+HERE = Path(__file__).parent
+app = kedge.App("beside", image=kedge.Image.debian_slim()STEPS)
+
+@app.function()
+def read():
+    return sorted(path.read_text() for path in (HERE / "data").iterdir() if path.is_file())
+
+@app.local_entrypoint()
+def main():
+    print(*read.remote())
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "how", "steps"),
+    [
+        ("jobs/beside.py", ["-m", "jobs.beside"], ""),
+        ("jobs/beside.py", ["-m", "jobs.beside"], ".add_local_dir('jobs', '/root/jobs')"),
+        ("jobs/beside.py", ["-m", "jobs.beside"], ".add_local_python_source('jobs')"),
+        ("jobs/beside.py", ["-m", "jobs.beside"], ".add_local_python_source('jobs', ignore=[])"),
+        ("beside.py", ["beside.py"], ".add_local_dir('jobs/data', '/root/data')"),
+    ],
+)
+def test_data_beside_a_module_is_beside_it_in_the_container(desk: Place, file: str, how: list[str], steps: str) -> None:
+    desk.write("jobs/data/a.txt", "a")
+    desk.write("jobs/data/b.txt", "b")
+    desk.write(file, BESIDE.replace("STEPS", steps))
+    assert desk.kedge("run", *how).stdout == "a b\n"
+
+
+def test_data_that_is_not_in_the_container_is_named_with_the_step_that_brings_it(desk: Place) -> None:
+    desk.write("beside.py", BESIDE.replace("STEPS", ""))
+    failed = desk.kedge("run", "beside.py", code=1)
+    data = desk.directory / "data"
+    assert "FileNotFoundError: [Errno 2] No such file or directory: '/root/data'" in failed.stderr
+    assert f"add .add_local_dir('{data}', '/root/data') to the image." in failed.stderr
 
 
 def test_an_image_is_built_ahead_listed_and_removed(desk: Place) -> None:

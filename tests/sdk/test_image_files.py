@@ -196,6 +196,9 @@ def test_python_source_is_found_by_name_and_only_python(project: Path, monkeypat
     assert spec.mounts == ()
     spec = bound(base().add_local_python_source("pack", ignore=["m.py"]), project)
     assert "pack/data.txt" in contents(spec.mounts[0])
+    for nothing in ([], ()):
+        everything = bound(base().add_local_python_source("pack", ignore=nothing), project)
+        assert {"pack/data.txt", "pack/m.py"} <= contents(everything.mounts[0]).keys(), "no pattern leaves nothing out"
     assert not any("__pycache__" in path for path in contents(spec.mounts[0]))
 
 

@@ -6,22 +6,31 @@ from __future__ import annotations
 import errno
 import importlib.machinery
 import os
+import re
 import sys
+import traceback
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from kedge.model.spec import HOME
 from kedge.sdk.tracebacks import REMOTE, describe
+from kedge.wire.source import DIGEST
 
 if TYPE_CHECKING:
     from kedge.sdk.app import App
 
 _STARTS_A_PROGRAM = "_execute_child"
 """The function of `subprocess` whose FileNotFoundError is about a command."""
+_OF_CODE = re.compile(rf"(?:{HOME}|.*/code/{DIGEST.pattern})/(?P<relative>.+)", re.DOTALL)
+"""Where containers with files of their own have code, and data beside it."""
 _INSTALLED = ("site-packages", "dist-packages")
 
 
 def on_import(error: BaseException) -> str:
     """For an import of the user's file that failed on this machine; empty where there is nothing to say."""
+    if isinstance(error, ImportError) and "no known parent package" in str(error):
+        directory, module = _as_module(traceback.extract_tb(error.__traceback__)[-1].filename)
+        return f"It belongs to a package: write `-m {module}` instead of the file, in the directory {directory}."
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return ""
     return (
@@ -74,7 +83,7 @@ def missed(error: BaseException, directory: str, path: Sequence[str]) -> str:
                 f"Where the function has an image, that has no command {error.filename!r}: .apt_install(…) brings what "
                 "a Debian package has."
             )
-        return _file(error.filename, directory)
+        return _file(error.filename, directory) or _beside(error.filename, path)
     return ""
 
 
@@ -101,10 +110,40 @@ def _file(name: str, directory: str) -> str:
     )
 
 
+def _beside(name: str, path: Iterable[str]) -> str:
+    """For a file that code has looked for beside itself, where the container has the code."""
+    found = _OF_CODE.fullmatch(name)
+    if found is None:
+        return ""
+    relative = found["relative"]
+    top = relative.partition("/")[0]
+    for place in _own(path):
+        if os.path.exists(os.path.join(place, relative)):
+            step = "add_local_dir" if os.path.isdir(os.path.join(place, top)) else "add_local_file"
+            return (
+                f"{relative} is beside your code on this machine, and not in the container: add "
+                f".{step}({os.path.join(place, top)!r}, {f'{HOME}/{top}'!r}) to the image."
+            )
+    return ""
+
+
 def _is_own(name: str, path: Iterable[str]) -> bool:
     """Whether it is a module of the user's on this machine, rather than an installed one."""
-    own = [entry for entry in path if not any(part in _INSTALLED for part in entry.split(os.sep))]
-    return name not in sys.stdlib_module_names and importlib.machinery.PathFinder.find_spec(name, own) is not None
+    spec = importlib.machinery.PathFinder.find_spec
+    return name not in sys.stdlib_module_names and spec(name, _own(path)) is not None
+
+
+def _own(path: Iterable[str]) -> list[str]:
+    return [entry for entry in path if not any(part in _INSTALLED for part in entry.split(os.sep))]
+
+
+def _as_module(file: str) -> tuple[str, str]:
+    """The directory that a file of a package can be imported from, and its name there."""
+    directory, name = os.path.split(os.path.abspath(file))
+    parts = [os.path.splitext(name)[0], os.path.basename(directory)]
+    while os.path.isfile(os.path.join(directory := os.path.dirname(directory), "__init__.py")):
+        parts.append(os.path.basename(directory))
+    return directory, ".".join(reversed(parts))
 
 
 def _top(name: str) -> str:

@@ -51,11 +51,9 @@ class Runner:
         service: Service,
         blobs: BlobStore,
         drive: Callable[[Any], Any],
-        prepare: Callable[[BaseException], None],
         web: Mapping[str, WebApp] = NO_WEB,
     ) -> None:
-        """`drive` runs a coroutine that a sync one returned, `prepare` sees an exception before it is described, `web`
-        has the apps of web functions by method."""
+        """`drive` runs a coroutine that a sync one returned, `web` has the apps of web functions by method."""
         names = [method.name for method in service.spec.methods]
         self.entries = {name: entry_of(service, name, web.get(name)) for name in names}
         self.has_async = any(entry.is_async for entry in self.entries.values())
@@ -64,7 +62,6 @@ class Runner:
         self._service = service
         self._blobs = blobs
         self._drive = drive
-        self.prepare = prepare
         self._base = contextvars.copy_context()
 
     def entry(self, method: str) -> Entry:
@@ -244,7 +241,6 @@ class Runner:
         if job.reason == TIMED_OUT:
             late = FunctionTimeoutError(job.overrun)
             if failure is not None:
-                self.prepare(failure)
                 late.with_traceback(failure.__traceback__)  # where it was when its time was over
             return _told(job, Result(TIMEOUT, error=error_info(late), count=count))
         if job.reason:
@@ -254,7 +250,6 @@ class Runner:
         return Result(payload=payload, count=count)
 
     def _failed(self, failure: BaseException, count: int = 0) -> Result:
-        self.prepare(failure)
         return Result(FAILURE, error=error_info(failure), count=count)
 
 

@@ -25,7 +25,7 @@ from kedge.container import waits
 from kedge.container.imports import ImportCosts
 from kedge.container.snapshot import Snapshot, import_main
 from kedge.exception import InputCancellation
-from kedge.model.spec import Launch
+from kedge.model.spec import HOME, Launch
 from kedge.sdk.blobs import BlobStore
 from kedge.sdk.serializer import MAIN, from_payload
 from kedge.sdk.service import Service, find_service, service_of
@@ -123,8 +123,10 @@ class Loaded:
         """Imports the user's code. Whatever that raises passes through."""
         self._launch = launch
         self._loop = loop
-        self._snapshot = Snapshot(launch.code) if launch.code.root else None
-        if self._snapshot is not None:
+        self._snapshot: Snapshot | None = None
+        if launch.code.root:
+            self._snapshot = Snapshot(launch.code, "" if launch.isolation.shares_files else HOME)
+            self._snapshot.quote_stored_lines()
             sys.meta_path.insert(0, self._snapshot)
         if launch.environment.alias_modal:
             from kedge.sdk import alias
@@ -152,11 +154,6 @@ class Loaded:
                 self._loop.finish(hook())
             except BaseException:
                 traceback.print_exc()
-
-    def prepare(self, error: BaseException) -> None:
-        """Before an exception of user code is described."""
-        if self._snapshot is not None:
-            self._snapshot.prime_linecache()
 
     def _find(self, blobs: BlobStore) -> Service:
         spec = self._launch.function

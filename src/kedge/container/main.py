@@ -126,7 +126,7 @@ def _live(launch: Launch) -> int:
         loaded.enter()
         with loaded.costs:
             apps = web.open()
-        runner = Runner(loaded.service, blobs, user_loop.finish, loaded.prepare, apps)
+        runner = Runner(loaded.service, blobs, user_loop.finish, apps)
     except BaseException as error:
         failure = error_info(error)
         print(failure.traceback, end="", file=sys.stderr, flush=True)

@@ -100,7 +100,6 @@ class LoopWatch:
         if executor.session.max_inputs == 1 or now < self._quiet_until or len(self._places) >= MOST_PLACES:
             return
         frame = sys._current_frames().get(self._main_thread)
-        executor.runner.prepare(RuntimeError())
         stack = _stack(frame)
         if not stack:
             return

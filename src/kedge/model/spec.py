@@ -322,6 +322,9 @@ class Variant(Struct, frozen=True, kw_only=True):
     """The function's spec with the options replaced."""
 
 
+HOME = "/root"
+"""Where a container with files of its own has what is added to its image, and what it imports from."""
+
 PROCESS = "process"
 NAMESPACE = "namespace"
 BUBBLEWRAP = "bubblewrap"
@@ -378,6 +381,8 @@ class Isolation(Struct, frozen=True, kw_only=True):
     """Directories of the machine that it finds empty, and may write to."""
     binds: tuple[Bind, ...] = ()
     """Made in this order, after the above; their targets are created."""
+    own: tuple[Bind, ...] = ()
+    """Like `binds`, of what no other container may see: its fork server does not, either."""
     volumes: tuple[VolumeMount, ...] = ()
     scratch: str = ""
     """A directory on disk for what it writes. The engine creates it, and removes it after its end."""

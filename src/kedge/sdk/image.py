@@ -262,7 +262,7 @@ class Image(PackageSteps):
 
     def add_local_python_source(self, *modules: str, copy: bool = False, ignore: Ignore | None = None) -> Image:
         """Adds modules or packages of this machine, by the names they are imported with. Without `ignore`, of a package
-        only its .py files."""
+        only its .py files; with `ignore=[]`, all."""
         for module in map(str, modules):
             if not all(part.isidentifier() for part in module.split(".")):
                 raise InvalidError(
@@ -342,11 +342,12 @@ def _absolute(what: str, remote_path: str) -> str:
 
 def _ignored(what: str, ignore: Ignore | None) -> dict[str, Any]:
     """The argument of a step; none where nothing was said."""
-    if ignore is None or ignore == ():
+    if ignore is None:
         return {}
     from kedge.sdk import patterns  # not at the top, for the time of `import kedge`
 
-    return {"ignore": patterns.described(f"{what}", ignore)}
+    # No pattern is something else than nothing said, where files are left out by default.
+    return {"ignore": patterns.described(what, ignore) or {"patterns": []}}
 
 
 def _note(

@@ -16,14 +16,12 @@ from typing import Any
 import msgspec
 
 from kedge.exception import InvalidError, ModuleNotMountable, NotFoundError
-from kedge.model.spec import CodeSpec, ImageSpec, ImageStep, LocalFiles
+from kedge.model.spec import HOME, CodeSpec, ImageSpec, ImageStep, LocalFiles
 from kedge.sdk import alias, contexts, patterns, project_files, recipe, snapshot, volume_mounts
 from kedge.sdk.local_files import files_in, keep, keep_contents
 from kedge.sdk.patterns import FilePatternMatcher
 from kedge.sdk.serializer import PYTHON
 
-HOME = "/root"
-"""Where Python source goes; containers import from there."""
 BASES = ("debian_slim", "micromamba", "from_registry", "from_dockerfile", "from_name", "from_id")
 _MOUNTS = ("add_local_file", "add_local_dir", "add_local_python_source")
 _OWN_PYTHON = ("debian_slim", "micromamba")
