@@ -90,3 +90,23 @@ def test_the_cause_in_user_code_is_always_shown() -> None:
     error = RemoteError("page cannot start: bad 5")
     error.__cause__ = remote_failure()
     assert "in fail" in remote_cause(error)
+
+
+def test_of_an_exception_only_its_name_is_stressed() -> None:
+    text = (
+        "Traceback (most recent call last):\n"
+        '  File "/a.py", line 1, in f\n'
+        "ImageBuildError: step 2 failed\n"
+        "All of its output is in /build.log\n"
+        "\n"
+        "The above exception was the direct cause of the following exception:\n"
+        "\n"
+        "Traceback (most recent call last):\n"
+        '  File "/b.py", line 2, in g\n'
+        "ValueError: bad\n"
+    )
+    found = styled(text)
+    assert [found.plain[span.start : span.end] for span in found.spans if span.style == "bold red"] == [
+        "ImageBuildError",
+        "ValueError",
+    ]

@@ -80,7 +80,7 @@ def test_a_version_is_current_once_a_container_of_each_function_is_up(bench: Mak
     b.ready("ct-2")
     reply = answer(b, 1)
     assert reply is not None
-    assert reply.value == {"app": D, "version": 1, "origin_version": 0, "labels": {}, "unproved": []}
+    assert reply.value == {"app": D, "version": 1, "origin_version": 0, "labels": {}, "unproved": [], "notes": []}
     recorded = b.orders(p.DeploymentChanged, STORE)[0]
     assert (recorded.deployment, recorded.app, recorded.version, recorded.session) == (D, "ap-v1", 1, "se-9")
     assert [n.text for n in b.orders(p.Notice, "se-9")] == ["g is up after 0 s"]

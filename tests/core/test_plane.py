@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from kedge.core.outbox import ENGINE, STORE
 from kedge.model import protocol as p
-from kedge.model.payload import SUCCESS, TERMINATED, Result
+from kedge.model.payload import SUCCESS, TERMINATED, Payload, Result
 from kedge.model.spec import AutoscalerSettings, ImageSpec, ImageStep, MethodSpec, ParameterSpec, Variant
 from tests.core.conftest import Bench, F, Make, app, function
 
@@ -24,14 +24,14 @@ def refusal(b: Bench) -> str:
 
 def test_an_app_is_confirmed_and_starts_nothing(bench: Make) -> None:
     b = bench(function())
-    assert b.replies(1) == [p.Reply(1, {"app": "ap-1", "labels": {}})]
+    assert b.replies(1) == [p.Reply(1, {"app": "ap-1", "labels": {}, "notes": []})]
     assert b.started == []
 
 
 def test_the_same_app_again_changes_nothing(bench: Make) -> None:
     b = bench(function(autoscaler=ONE))
     b.send(p.AppCreated(2, app(function())), "se-1")
-    assert b.replies(2) == [p.Reply(2, {"app": "ap-1", "labels": {}})]
+    assert b.replies(2) == [p.Reply(2, {"app": "ap-1", "labels": {}, "notes": []})]
     assert len(b.started) == 1
 
 
@@ -153,6 +153,14 @@ def test_a_variant_runs_in_the_image_that_was_built_for_its_function(bench: Make
     b = bench(replace(function(), image=built))
     b.send(p.VariantBound(Variant(function=F, variant="v1", spec=replace(function(), image=declared))), "se-1")
     assert b.plane.pools[f"{F}@v1"].spec.image == built
+
+
+def test_a_variant_is_never_other_code_than_its_function(bench: Make) -> None:
+    """Whoever may call a function may announce variants of it; whose code would that run?"""
+    b = bench(function())
+    other = replace(function(), name="g", module="os", qualname="system", is_class=True, serialized=Payload(data=b"x"))
+    b.send(p.VariantBound(Variant(function=F, variant="v1", spec=replace(other, timeout=7.0))), "se-1")
+    assert b.plane.pools[f"{F}@v1"].spec == replace(function(), timeout=7.0)
 
 
 def test_an_announced_variant_keeps_its_min_containers(bench: Make) -> None:

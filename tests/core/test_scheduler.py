@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kedge.core.scheduler import Placement, Scheduler, Unplaceable
 from kedge.model.gpus import matches
-from kedge.model.spec import GpuRequest, Resources
+from kedge.model.spec import FunctionSpec, GpuRequest, Resources
 
 
 def machine(cpu: float = 4.0, memory: int = 8192, **gpus: int) -> Scheduler:
@@ -62,6 +64,21 @@ def test_memory_bounds_as_cpu_does() -> None:
 def test_requests_above_the_machine_are_clamped_to_it() -> None:
     place = placed(machine().place(Resources(cpu=64.0, memory=1_000_000)))
     assert (place.cpu, place.memory) == (4.0, 8192)
+
+
+def test_who_asks_for_more_than_there_is_is_told() -> None:
+    def told(**resources: Any) -> str:
+        function = FunctionSpec(name="train", module="m", qualname="train", resources=Resources(**resources))
+        return machine(cpu=4.0, memory=8192).too_large(function)
+
+    assert told(cpu=4.0, memory=8192) == ""
+    assert told(cpu=8.0) == "train: cpu=8 is more than the 4 cores that there are: it is given what there is"
+    assert told(cpu=8.0, memory=65536) == (
+        "train: cpu=8 is more than the 4 cores that there are and memory=65536 (MiB) is more than the 8192 MiB that "
+        "there are: it is given what there is"
+    )
+    function = FunctionSpec(name="train", module="m", qualname="train", resources=Resources(cpu=8.0))
+    assert Scheduler().too_large(function) == "", "no machine has joined yet"
 
 
 def test_a_small_machine_adds_up_exactly() -> None:

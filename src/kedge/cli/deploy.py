@@ -97,6 +97,8 @@ def _deploy(app: App, name: str, settings: Settings, display: Display) -> int:
     created.show(created.tree(title, deployed.functions, deployed.labels, deployed.web, deployed.web_domain))
     for unproved in deployed.unproved:
         click.echo(f"kedge: there is no room for {unproved} at the moment: nobody knows whether it starts", err=True)
+    for note in deployed.notes:
+        click.echo(f"kedge: {note}", err=True)
     environment = f" -e {deployed.environment}" if where else ""
     remote = server_process.elsewhere() is not None
     there = ", where the server runs," if remote else ""

@@ -36,6 +36,7 @@ def traceback_text(error: BaseException) -> str:
 def styled(text: str) -> Text:
     """The same for a terminal: files muted, those of containers marked, the exception itself stressed."""
     result = Text()
+    awaited = True  # the exception; what follows it are further lines of its message, and what it led to
     for line in text.splitlines(keepends=True):
         frame = _FRAME.match(line.rstrip("\n"))
         if frame is not None:
@@ -45,11 +46,14 @@ def styled(text: str) -> Text:
             result.append(f'", line {frame["line"]}{frame["rest"]}\n', "dim")
         elif line.startswith("Traceback ("):
             result.append(line, "dim")
-        elif line[:1].strip() and _CAUSE.match(line):
+        elif awaited and line[:1].strip() and _CAUSE.match(line):
             name, colon, message = line.partition(":")
             result.append(name, "bold red").append(colon + message)
+            awaited = False
+            continue
         else:
             result.append(line)
+        awaited = awaited or line.startswith((" ", "Traceback ("))
     return result
 
 

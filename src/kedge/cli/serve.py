@@ -211,6 +211,8 @@ class Serving:
         took = f"{time.monotonic() - self._changed_at:.2f} s"
         for unproved in deployed.unproved:
             self._display.notice(f"there is no room for {unproved} at the moment: nobody knows whether it starts")
+        for note in deployed.notes if first else ():
+            self._display.notice(note)
         before, self._labels = self._labels, dict(deployed.labels)
         if not first:
             self._display.notice(f"{app.name} is replaced, {took} after the change")

@@ -62,6 +62,11 @@ def rebased(spec: FunctionSpec, bases: Iterable[FunctionSpec], base: FunctionSpe
     return replace(normalised(base), **changes)
 
 
+def with_code_of(base: FunctionSpec, spec: FunctionSpec) -> FunctionSpec:
+    """`spec`, for the code and the image of `base`: only that of the declaration is built."""
+    return replace(spec, image=base.image, **{name: getattr(base, name) for name in _CODE})
+
+
 def _changes(spec: FunctionSpec, base: FunctionSpec) -> dict[str, Any]:
     names = [name for name in FunctionSpec.__struct_fields__ if name not in _CODE]
     return {name: getattr(spec, name) for name in names if getattr(spec, name) != getattr(base, name)}

@@ -242,6 +242,7 @@ class Deployments:
             "origin_version": origin,
             "labels": labels,
             "unproved": unproved,
+            "notes": self._plane.registry.notes(deployment.current.spec) if deployment.current is not None else [],
         }
 
     def _abandon(self, deployment: Deployment, error: ErrorInfo) -> None:

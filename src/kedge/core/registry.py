@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
-from kedge.core.apps import App, normalised, rebased, unkept
+from kedge.core.apps import App, normalised, rebased, unkept, with_code_of
 from kedge.core.outbox import STORE
 from kedge.core.pool import Pool
 from kedge.model import protocol as p
@@ -47,8 +45,13 @@ class Registry:
             app.session = sender
             plane.deployments.reclaim(app, sender)
         if sender:
-            value = {"app": spec.app, "labels": plane.routes.of_app(spec.deployment or spec.app)}
+            value: dict[str, Any] = {"app": spec.app, "labels": plane.routes.of_app(spec.deployment or spec.app)}
+            value["notes"] = self.notes(spec)
             plane.outbox.send(sender, p.Reply(message.request, value))
+
+    def notes(self, spec: AppSpec) -> list[str]:
+        """What whoever brings it should know."""
+        return list(filter(None, map(self._plane.scheduler.too_large, spec.functions)))
 
     def add(self, spec: AppSpec, session: str) -> App:
         app = self.apps[spec.app] = App(spec, session)
@@ -117,9 +120,8 @@ class Registry:
         if variant.function not in app.functions:
             # Made from the declaration of some version, and this one may be another.
             spec = self._renewed(app, variant.function, spec)
-        declared = app.declared(spec.name)
-        if declared is not None:  # no option changes an image, and only that of the declaration is built
-            spec = replace(spec, image=declared.image)
+        # Whoever may call a function may choose its options, and not what code it is.
+        spec = with_code_of(app.functions[self.own_id(variant.function.partition("@")[0], app)], spec)
         pool = self.pool(app, id, normalised(spec), variant.parameters)
         if variant.parameters is None:
             self._plane.touch(pool)

@@ -12,7 +12,7 @@ from msgspec import Struct, structs
 
 from kedge.core.devices import Devices, Share, Slab, impossible, spelled
 from kedge.model.gpus import GpuDevice, counted
-from kedge.model.spec import Resources
+from kedge.model.spec import FunctionSpec, Resources
 
 
 class Node(Struct):
@@ -71,6 +71,16 @@ class Scheduler:
         cpu = max((node.cpu for node in self.nodes.values()), default=resources.cpu)
         memory = max((node.memory for node in self.nodes.values()), default=resources.memory)
         return min(resources.cpu, cpu), min(resources.memory, memory)
+
+    def too_large(self, spec: FunctionSpec) -> str:
+        """What to say where a function asks for more than the largest machine has; empty where it does not."""
+        asked, given = spec.resources, self.clamped(spec.resources)
+        found = []
+        if asked.cpu > given[0]:
+            found.append(f"cpu={asked.cpu:g} is more than the {given[0]:g} cores that there are")
+        if asked.memory > given[1]:
+            found.append(f"memory={asked.memory} (MiB) is more than the {given[1]} MiB that there are")
+        return f"{spec.name}: {' and '.join(found)}: it is given what there is" if found else ""
 
     def impossible(self, resources: Resources) -> str:
         """Why these devices can never be had here; empty where they can."""

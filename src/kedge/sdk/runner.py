@@ -126,6 +126,8 @@ def run_app(
         answer = session.client.request(lambda number: AppCreated(number, spec))
         if sink is not None:
             _say_addresses(session.client, answer.get("labels", {}))
+            for note in answer.get("notes", ()):
+                _say(note)
         if not detach:
             session.client.apps[spec.app] = created
     except BaseException:
@@ -163,6 +165,8 @@ class Deployed(Struct, frozen=True, kw_only=True):
     """Behind them: `localhost:5334`."""
     unproved: tuple[str, ...] = ()
     """Functions for which there was no room, so that nobody knows whether they start."""
+    notes: tuple[str, ...] = ()
+    """What else its owner should know."""
     functions: tuple[FunctionSpec, ...] = ()
     server: str = ""
     """Address of the server that it is on."""
@@ -360,6 +364,7 @@ class Session:
             web=welcome.web,
             web_domain=welcome.web_domain,
             unproved=tuple(answer.get("unproved", ())),
+            notes=tuple(answer.get("notes", ())),
             functions=spec.functions,
             server=client.address,
         )
