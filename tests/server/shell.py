@@ -135,6 +135,7 @@ class Shell:
         self.office = Office(self.driver, self.launches, self.store, self.tokens)
         self.vault.used = lambda: used_in(self.plane)
         self.objects = Objects(self.directory, True, self.driver.send, self.driver.flush_all, self.store.clock)
+        self.objects.dicts.place = self.launches.payloads.place
         await self.objects.open()
         self.office.attend(self.vault.answers)
         self.office.attend(self.objects.answers)

@@ -108,6 +108,7 @@ def test_without_an_image_code_runs_as_its_caller_does(tmp_path: Path, shelf: Sh
     assert environment(outfits, plain) == app().environment
     found = isolation(outfits, plain)
     assert (found.rung, found.shares_files, found.scratch, found.binds) == (PROCESS, True, "", ())
+    assert found.own == ()
 
 
 def test_an_app_that_needs_no_rung_does_not_wait_until_rungs_have_been_tried_out(tmp_path: Path, shelf: Shelf) -> None:
@@ -135,6 +136,8 @@ def test_with_an_image_it_has_a_root_of_its_own_where_that_can_be_had(tmp_path: 
     assert Bind(str(shelf.runtime), str(shelf.runtime)) in found.binds
     assert Bind(os.path.realpath(tmp_path), os.path.realpath(tmp_path)) in found.binds, "where the runtime's link leads"
     assert Bind("/plane.sock", "/plane.sock", read_only=False) in found.binds
+    assert found.own == (Bind(str(tmp_path / "payloads" / "ct-1"), str(tmp_path / "blobs"), read_only=False),)
+    assert not any(bind.source == str(tmp_path / "blobs") for bind in found.binds), "those of all others"
     assert {"/home", "/root", "/tmp", "/run"} - set(os.listdir("/")) <= set(found.hidden) | {"/home"}
     assert not {"/usr", "/etc", "/bin", "/proc", "/dev", "/sys"} & set(found.hidden)
 

@@ -2,13 +2,14 @@
 each of them would compile everything that it imports.
 
 Compiling runs nothing of the code. It happens in a child of a fork server, which has the right interpreter, and only
-while nobody else wants the processor.
+while nobody else wants the processor. A few lines can be made to need any amount of memory and time: that is bounded.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from collections.abc import Iterator
 MOST_FILES = 2000
 MOST_BYTES = 1 << 20
 """Of one source file: what is larger is data."""
+MOST_MEMORY = 1 << 30
+"""Bytes beyond those that the process has."""
+MOST_SECONDS = 120
+"""Of the processor, for everything."""
 _HEADER = struct.Struct("<4sIII")
 
 
@@ -26,6 +31,7 @@ def write(directory: int, root: str) -> None:
 
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    _bind()
     warnings.simplefilter("ignore")
     here = f"/proc/self/fd/{directory}"
     for source in _sources(here):
@@ -39,17 +45,42 @@ def write(directory: int, root: str) -> None:
             continue
 
 
+def _bind() -> None:
+    import resource
+
+    with open("/proc/self/statm", "rb") as file:
+        present = int(file.read().split()[0]) * resource.getpagesize()
+    for kind, most in (
+        (resource.RLIMIT_AS, present + MOST_MEMORY),
+        (resource.RLIMIT_CPU, MOST_SECONDS),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
+
+
 def _sources(top: str) -> Iterator[str]:
     count = 0
     for place, directories, names in os.walk(top):
         directories[:] = sorted(name for name in directories if name != "__pycache__")
+        if os.path.islink(os.path.join(place, "__pycache__")):  # it would be written to a stranger's
+            continue
         for name in sorted(names):
             path = os.path.join(place, name)
-            if name.endswith(".py") and os.path.getsize(path) <= MOST_BYTES:
+            if name.endswith(".py") and _is_small_file(path):
                 yield path
                 count += 1
                 if count == MOST_FILES:
                     return
+
+
+def _is_small_file(path: str) -> bool:
+    try:
+        found = os.stat(path)
+    except OSError:  # a link that leads nowhere
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size <= MOST_BYTES
 
 
 def _is_fresh(cached: str, source: os.stat_result) -> bool:

@@ -7,6 +7,7 @@ process group and its session belong to it, and the supervisor cannot hit a stra
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 from collections import deque
@@ -19,6 +20,7 @@ from kedge.wire.codec import FrameDecoder, encode
 _READ_SIZE = 64 * 1024
 _MAX_FDS = 64
 """More descriptors than one read can bring: each message carries at most six."""
+_LOST = -1
 
 
 class ServerPrepared(Message, frozen=True):
@@ -121,30 +123,41 @@ class Channel:
         room = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
         flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0) | (0 if wait else socket.MSG_DONTWAIT)
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(_READ_SIZE, room, flags)
+            data, ancillary, told, _ = self._socket.recvmsg(_READ_SIZE, room, flags)
         except BlockingIOError:
             return []
         except OSError as error:
             raise ChannelClosed(str(error)) from None
+        came = 0
         for level, kind, raw in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 numbers = array.array("i")
                 numbers.frombytes(raw[: len(raw) - len(raw) % numbers.itemsize])
                 self._descriptors.extend(numbers)
+                came += len(numbers)
+        if told & socket.MSG_CTRUNC:  # there is no room for more in this process
+            for _ in range(came):
+                os.close(self._descriptors.pop())
+            self._descriptors.append(_LOST)
         if not data:
             raise ChannelClosed("the other side has closed")
         return self._decoder.feed(data)
 
     def take(self, count: int) -> tuple[int, ...]:
-        """The descriptors of the message at hand: messages and descriptors come in the same order."""
+        """The descriptors of the message at hand: messages and descriptors come in the same order. OSError where this
+        process cannot open as many; what comes after is in order."""
+        if self._descriptors[0] == _LOST:
+            self._descriptors.popleft()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return tuple(self._descriptors.popleft() for _ in range(count))
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """Those that wait in `take`."""
-        return tuple(self._descriptors)
+        return tuple(descriptor for descriptor in self._descriptors if descriptor != _LOST)
 
     def close(self) -> None:
         self._socket.close()
-        while self._descriptors:
-            os.close(self._descriptors.popleft())
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()

@@ -26,13 +26,14 @@ class Errands:
 
     def send(self, action: Callable[[], str], answer: Callable[[str], None]) -> None:
         """Calls `action` in a child, and `answer` with what it returned: an empty string where all went well."""
-        reader, writer = os.pipe()
+        opened: tuple[int, ...] = ()
         parent = os.getpid()
         try:
+            opened = reader, writer = os.pipe()
             process = os.fork()
         except OSError as error:
-            os.close(reader)
-            os.close(writer)
+            for descriptor in opened:
+                os.close(descriptor)
             answer(f"no process can be made: {error}")
             return
         if process == 0:

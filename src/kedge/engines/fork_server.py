@@ -9,6 +9,7 @@ Without pidfds (old kernels, some sandboxes) it asks after its children every 20
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import importlib.util
@@ -71,6 +72,10 @@ class ForkServer:
         """Where containers are confined: the mounts from which they make theirs."""
         self._own: int | None = None
         """There, too: the pid namespace of this process."""
+        self._away = False
+        """Children of this process are not where it is."""
+        self._sole_chance = False
+        """Once a container was forked, no child of this process could be beside it any more."""
         self._poll = select.poll()
         self._poll.register(channel, select.POLLIN)
         self._running: dict[str, tuple[int, int | None]] = {}
@@ -95,6 +100,7 @@ class ForkServer:
         if order.confined:
             [self._mounts] = self._channel.take(1)
             self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            self._sole_chance = not _can_return(self._own)
             confinement.prepare()
         if order.sys_path:
             sys.path[:] = completed(library_entries(order.sys_path), self._runtime)
@@ -144,21 +150,26 @@ class ForkServer:
 
     def _brought(self, message: object) -> tuple[int, ...]:
         """The descriptors that came with it."""
-        if isinstance(message, ContainerForked):
-            return self._channel.take(4 if self._mounts is None else 6)
-        return self._channel.take(1) if isinstance(message, CodeShown) else ()
+        try:
+            if isinstance(message, ContainerForked):
+                return self._channel.take(4 if self._mounts is None else 6)
+            return self._channel.take(1) if isinstance(message, CodeShown) else ()
+        except OSError:  # too many are open; it is said when it is its turn
+            return ()
 
     def _obey(self, orders: list[tuple[Any, tuple[int, ...]]]) -> None:
-        """Forks come first."""
-        self._fork([order for order in orders if isinstance(order[0], ContainerForked)])
+        """Forks come first where that can be."""
         for message, descriptors in orders:
+            if isinstance(message, CodeShown):
+                self._uncompiled.extend((message.root, directory) for directory in descriptors)
+        if self._sole_chance and self._uncompiled:
+            self._sole_chance = False
+            self._compile([each for order, own in orders if isinstance(order, ContainerForked) for each in own])
+        self._fork([order for order in orders if isinstance(order[0], ContainerForked)])
+        for message, _ in orders:
             if isinstance(message, ContainerReaped):
                 self._bury(message.container)
-            elif isinstance(message, CodeShown):
-                [directory] = descriptors
-                self._uncompiled.append((message.root, directory))
-        if self._compiler is None and self._uncompiled:
-            self._compile()
+        self._compile_next()
 
     def _load_base(self, alias_modal: bool) -> str:
         """What every container needs. A failure here is a broken installation: it ends the process, on stderr."""
@@ -184,7 +195,10 @@ class ForkServer:
             del later[: len(descriptors)]
             process, error = 0, ""
             try:
+                if not descriptors:
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 if self._mounts is not None:
+                    self._away = True
                     kernel.setns(descriptors[4], kernel.NEWPID)  # for children: this process stays where it is
                 process = fork_hooks.fork()
                 if process == 0:
@@ -203,10 +217,15 @@ class ForkServer:
                     self._poll.register(pidfd, select.POLLIN)
             self._channel.send(ContainerBorn(container, process, error))
 
-    def _compile(self) -> None:
+    def _compile_next(self) -> None:
+        while self._compiler is None and self._uncompiled:
+            self._compile()
+
+    def _compile(self, containers: Sequence[int] = ()) -> None:
+        """`containers`: descriptors of some that are still to be forked."""
         root, directory = self._uncompiled.popleft()
         try:
-            if self._own is not None:
+            if self._away and self._own is not None:
                 kernel.setns(self._own, kernel.NEWPID)  # not into the last container's
             parent = os.getpid()
             process = fork_hooks.fork()
@@ -215,6 +234,8 @@ class ForkServer:
                     system.die_with(parent)
                     system.set_name("kedge-compile")
                     self._leave()
+                    for descriptor in containers:
+                        os.close(descriptor)
                     bytecode.write(directory, root)
                 finally:
                     os._exit(0)
@@ -232,8 +253,7 @@ class ForkServer:
         os.close(self._compiler.pidfd)
         os.waitpid(self._compiler.process, 0)
         self._compiler = None
-        if self._uncompiled:
-            self._compile()
+        self._compile_next()
 
     def _leave(self) -> None:
         """In a child: closes what is the server's own."""
@@ -283,6 +303,15 @@ class ForkServer:
         if container in self._running:  # the supervisor saw its end first
             self._collect(container)
         os.waitpid(self._ended.pop(container), 0)
+
+
+def _can_return(own: int) -> bool:
+    """Whether children of this process could be in its own pid namespace again. Not where it is in a user namespace."""
+    try:
+        kernel.setns(own, kernel.NEWPID)
+    except OSError:
+        return False
+    return True
 
 
 def load(name: str) -> str:

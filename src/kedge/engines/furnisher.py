@@ -12,13 +12,14 @@ import os
 import signal
 import socket
 import struct
+import traceback
 from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple, NoReturn
 
 from kedge.engines import density, kernel, mounts, system
 from kedge.engines.channel import Channel, ChannelClosed
-from kedge.engines.namespaces import READY, Base, whole
+from kedge.engines.namespaces import CAP_SYS_PTRACE, READY, Base, holds, whole
 from kedge.model.protocol import Message
 from kedge.model.spec import Isolation
 
@@ -73,21 +74,29 @@ def start(base: Base) -> tuple[int, Channel]:
             Furnisher(base, parent, theirs).run()
         except ChannelClosed:
             pass
+        except BaseException:  # what was the supervisor's to do must not be done here
+            traceback.print_exc()
         finally:
             os._exit(0)
     theirs.close()
     return process, Channel(ours, RoomMade)
 
 
-class _Home(NamedTuple):
+class Home(NamedTuple):
     """The namespaces of this process itself."""
 
     mount: int
     uts: int
 
     def go(self) -> None:
-        kernel.setns(self.mount, kernel.NEWNS)
-        kernel.setns(self.uts, kernel.NEWUTS)
+        try:
+            kernel.setns(self.mount, kernel.NEWNS)
+            kernel.setns(self.uts, kernel.NEWUTS)
+        except OSError as error:  # the next room would be made of what this container has
+            try:
+                os.write(2, f"kedge: the process that makes rooms cannot leave one: {error}\n".encode())
+            finally:
+                os._exit(1)
 
 
 class Furnisher:
@@ -101,12 +110,12 @@ class Furnisher:
         base.join()
         system.die_with(parent)  # joining has undone what was said before
         system.set_name("kedge-rooms")
-        if base.user is None:  # shut twice; in a user namespace nobody could join an init any more
-            kernel.prctl(_PR_SET_DUMPABLE, 0)
-        else:  # it could not come back to the machine's
+        if base.user is not None:  # it could not come back to the machine's
             kernel.unshare(kernel.NEWUTS)
+        elif holds(CAP_SYS_PTRACE):  # shut twice; elsewhere nobody could join an init any more
+            kernel.prctl(_PR_SET_DUMPABLE, 0)
         flags = os.O_RDONLY | os.O_CLOEXEC
-        self._home = _Home(os.open("/proc/self/ns/mnt", flags), os.open("/proc/self/ns/uts", flags))
+        self._home = Home(os.open("/proc/self/ns/mnt", flags), os.open("/proc/self/ns/uts", flags))
         self._self = os.pidfd_open(os.getpid())
         self._channel = Channel(sock, RoomsWanted | Furnishing)
         self._own = {2, sock.fileno(), *self._home, self._self}
@@ -122,24 +131,30 @@ class Furnisher:
             for message in messages:
                 if isinstance(message, RoomsWanted):
                     self._wanted.extend([message.network] * message.count)
-                else:
-                    self._furnish(message, *self._channel.take(3))
+                    continue
+                try:
+                    init, settled, answer = self._channel.take(3)
+                except OSError:  # too many are open; whoever waits sees that nobody answers
+                    continue
+                self._furnish(message, init, settled, answer)
             self._make([self._wanted.popleft() for _ in range(min(AT_ONCE, len(self._wanted)))])
 
     def _make(self, kinds: Iterable[bool]) -> None:
         made: list[tuple[RoomMade, tuple[int, ...]]] = []
         for network in kinds:
-            settled, settling = os.pipe()
+            opened: tuple[int, ...] = ()
             try:
+                opened = settled, settling = os.pipe()
                 flags = _KINDS | kernel.NEWPID | (0 if network else kernel.NEWNET)
                 process, pidfd = kernel.clone_with_pidfd(flags)
                 if process == 0:
                     self._settle(network, settling)
                 made.append((RoomMade(network, process), (pidfd, settled)))
+                os.close(settling)
             except OSError as error:
-                os.close(settled)
+                for descriptor in opened:
+                    os.close(descriptor)
                 made.append((RoomMade(network, error=f"no process can be made: {error}"), ()))
-            os.close(settling)
         for message, descriptors in made:
             self._channel.send(message, descriptors)
             for descriptor in descriptors:
@@ -180,8 +195,8 @@ class Furnisher:
             finally:
                 self._home.go()
             said = READY + str(_KINDS | (0 if isolation.network else kernel.NEWNET)).encode()
-        except (OSError, ValueError) as error:
-            said = str(error).encode(errors="replace")
+        except Exception as error:  # of whatever kind: all other rooms hang on this process
+            said = (str(error) or type(error).__name__).encode(errors="replace")
             _close_all_but({*self._own, *self._channel.descriptors, init, settled, answer})  # what was half made
         try:
             os.write(answer, said)

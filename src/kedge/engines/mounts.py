@@ -57,20 +57,20 @@ def build(isolation: Isolation, scratch: str, needed: Sequence[str] = (), proc: 
     for path in (root, stage, os.path.join(scratch, UPPER), os.path.join(scratch, WORK)):
         _make_directory(path)
     pieces = [_device(path) for path in isolation.devices]
-    if proc != NOBODYS:
-        pieces.append(Piece(kernel.copy_tree("/proc"), "/proc", True))
+    last = [] if proc == NOBODYS else [Piece(kernel.copy_tree("/proc"), "/proc", True)]
     pieces.append(_shown(Bind("/sys", "/sys")))
     if not isolation.shares_files:
         pieces += _packages(isolation, scratch)
         pieces += [_shown(Bind(path, path)) for path in _out_of_sight(isolation, needed)]
     pieces += [_shown(bind) for bind in isolation.binds if bind.source != NOTHING or isolation.shares_files]
+    pieces += [_shown(bind) for bind in isolation.own]
     pieces += [volume_piece(volume, stage) for volume in isolation.volumes]
     first = _machine_root(root) if isolation.shares_files else _own_root(isolation, scratch, pieces, proc)
     with _inside(root):
         lacking = _make_dev()
     first += [_device(path) for path in lacking]
     with _inside(root):
-        for piece in (*first, *pieces):
+        for piece in (*first, *pieces, *last):  # links of an image lead out through the processes in /proc
             _attach(piece)
         if proc == OWN:
             _cover_proc()

@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 from kedge.engines import boot, confinement, kernel, mounts
 from kedge.model.spec import Isolation
 
-_CAP_SYS_ADMIN = 21
+CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
 READY = b"ready "
 """What is said of a room before the kinds of its namespaces; anything else is why there is none."""
 
@@ -80,10 +80,15 @@ def _hold(ours: socket.socket, theirs: socket.socket, user: int, group: int) -> 
 
 
 def is_administrator() -> bool:
+    return holds(_CAP_SYS_ADMIN)
+
+
+def holds(capability: int) -> bool:
+    """Whether this process has it."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         for line in file:
             if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
+                return bool(int(line.split()[1], 16) >> capability & 1)
     return False
 
 

@@ -341,6 +341,7 @@ def _shared(isolation: Isolation) -> Isolation:
     return replace(
         isolation,
         binds=own.binds,
+        own=own.own,
         volumes=own.volumes,
         scratch=own.scratch,
         network=own.network,

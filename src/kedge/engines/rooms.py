@@ -27,6 +27,7 @@ from kedge.model.spec import GVISOR, NAMESPACE, PROCESS, Launch, VolumeMount
 SPARES = 2
 """Inits that wait: each takes less than a megabyte."""
 DIED = "the process that makes rooms has died"
+STILLBORN = "the process that makes rooms died before it had made any"
 
 
 class Room:
@@ -100,6 +101,8 @@ class Rooms:
         self._errands = errands
         self._base: namespaces.Base | None = None
         self._furnisher: Channel | None = None
+        self._proven = False
+        """It has made rooms."""
         self._processes: list[int] = []
         """Furnishers: the present one, and those that have ended and are not reaped yet."""
         self._supplies = {True: Supply(), False: Supply()}
@@ -137,7 +140,8 @@ class Rooms:
         self._clearing, self._leaving = self._leaving, []
 
         def cleared(answer: str) -> None:
-            self._scratches.difference_update(launch.isolation.scratch for launch in self._clearing)
+            if not answer:
+                self._scratches.difference_update(launch.isolation.scratch for launch in self._clearing)
             self._clearing = []
             self._clear_leaving()
 
@@ -166,7 +170,7 @@ class Rooms:
         if not isolation.shares_files:
             stage = mounts.stage_of(isolation.scratch)
             os.makedirs(stage, mode=0o755, exist_ok=True)
-        files = replace(isolation, volumes=(), devices=(), network=True)
+        files = replace(isolation, own=(), volumes=(), devices=(), network=True)
         return namespaces.ForkServerEntry(self.base, files, stage, runtime)
 
     def way_in(
@@ -217,7 +221,11 @@ class Rooms:
         supply = self._supplies[network]
         order = Furnishing(launch.isolation, launch.container, tuple(namespaces.needed(runtime)))
         supply.waiting.append(Guest(order, answer))
-        self._order(network, 0)
+        try:
+            self._order(network, 0)
+        except OSError:
+            supply.waiting.pop()
+            raise
         self._lodge(supply)
 
     def withdraw(self, container: str) -> bool:
@@ -231,9 +239,6 @@ class Rooms:
 
     def refill(self) -> None:
         """Prepares for the next ones. Call it when nobody waits."""
-        supply = self._supplies[True]
-        while len(supply.spare) > SPARES:
-            supply.spare.pop().end()
         try:
             self._order(True, SPARES)
         except OSError:  # whoever needs one will hear of it
@@ -244,21 +249,22 @@ class Rooms:
         self._processes = [process for process in self._processes if not system.reap(process)]
 
     def _order(self, network: bool, count: int) -> None:
+        """OSError where there can be no furnisher; where one has died just now, those who wait have heard of it."""
         supply = self._supplies[network]
         lacking = supply.lacking(count)
         if lacking:
             try:
                 self._open().send(RoomsWanted(lacking, network))
+                supply.coming += lacking
             except ChannelClosed:
                 self._lost()
-                raise OSError(0, DIED) from None
-            supply.coming += lacking
 
     def _open(self) -> Channel:
         if self._furnisher is None:
             process, channel = furnisher.start(self.base)
             self._processes.append(process)
             self._furnisher = channel
+            self._proven = False
             self._loop.watch(channel.fileno(), self._hear)
         return self._furnisher
 
@@ -272,12 +278,20 @@ class Rooms:
         for message in messages:
             supply = self._supplies[message.network]
             supply.coming -= 1
-            if not message.error:
-                supply.spare.append(Room(message.process, *self._furnisher.take(2)))
-            elif supply.waiting:
-                supply.waiting.popleft().answer(message.error)
-        for supply in self._supplies.values():
+            error = message.error
+            if not error:
+                try:
+                    supply.spare.append(Room(message.process, *self._furnisher.take(2)))
+                    self._proven = True
+                except OSError as problem:  # none can be opened here
+                    system.send_signal(signal.SIGKILL, message.process, None)
+                    error = str(problem)
+            if error and supply.waiting:
+                supply.waiting.popleft().answer(error)
+        for network, supply in self._supplies.items():
             self._lodge(supply)
+            while len(supply.spare) > SPARES * network:  # those for whom they were made are not wanted any more
+                supply.spare.pop().end()
 
     def _lodge(self, supply: Supply) -> None:
         """Gives rooms to those who wait."""
@@ -287,15 +301,19 @@ class Rooms:
                 room.end()
                 self._order(supply is self._supplies[True], 0)
                 continue
-            guest = supply.waiting.popleft()
             assert self._furnisher is not None
+            guest = supply.waiting[0]
             try:
                 room.furnish(self._furnisher, guest.order)
-            except (OSError, ChannelClosed) as error:
+            except ChannelClosed:
                 room.end()
-                guest.answer(str(error))
+                self._lost()
+                return
+            except OSError as error:
+                room.end()
+                supply.waiting.popleft().answer(str(error))
             else:
-                guest.answer(room)
+                supply.waiting.popleft().answer(room)
 
     def _lost(self) -> None:
         """The furnisher has died, and all rooms with it; the next one who needs one starts another."""
@@ -312,7 +330,7 @@ class Rooms:
             for room in rooms:
                 room.end()
             for guest in guests:
-                guest.answer(DIED)
+                guest.answer(DIED if self._proven else STILLBORN)
 
 
 def _cleared(launches: Sequence[Launch]) -> str:

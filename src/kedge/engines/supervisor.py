@@ -124,14 +124,21 @@ class Supervisor:
         except OSError as error:
             self._house(container, str(error))
             return
-        self._nursery.place(container)
+        self._place(container)
 
     def _house(self, container: Container, room: Room | str) -> None:
         if isinstance(room, str):
+            container.why = room if room == DIED else ""
             self.stillborn(container.name, f"what it is to find around it cannot be made: {room}")
             return
         container.room = room
-        self._nursery.place(container)
+        self._place(container)
+
+    def _place(self, container: Container) -> None:
+        try:
+            self._nursery.place(container)
+        except OSError as error:
+            container.fail(f"cannot start a process: {error}")
 
     def _rooms_lost(self) -> None:
         for container in self._containers.values():
@@ -229,7 +236,7 @@ class Supervisor:
         container.close()
         self._warden.gone(name)
         self._rooms.clear(container.launch)
-        self.report(ContainerLost(name, reason))
+        self.report(ContainerLost(name, reason, blameless=container.blameless))
 
     # ------------------------------------------------------------ ends
 

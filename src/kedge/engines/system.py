@@ -133,7 +133,11 @@ def kill_sessions(leaders: Collection[int]) -> None:
 def _processes() -> list[tuple[int, int, int]]:
     """(process, parent, session) of every process that runs, as far as /proc shows; empty where there is none."""
     found = []
-    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+    try:
+        names = os.listdir("/proc")
+    except OSError:  # there is none, or no descriptor for it
+        return []
+    for name in names:
         if name.isdecimal():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kedge.engines import boot, cgroups, confinement, kernel, mounts, namespaces, spawn
-from kedge.model.spec import BUBBLEWRAP, GVISOR, OCI, Isolation, Launch
+from kedge.model.spec import BUBBLEWRAP, GVISOR, OCI, Bind, Isolation, Launch
 
 WRAPPED = (BUBBLEWRAP, OCI, GVISOR)
 _BUNDLE, _STATE = "bundle", "state"
@@ -133,6 +133,7 @@ def configuration(launch: Launch, arguments: Sequence[str], variables: Mapping[s
         "hostname": launch.container,
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "nodev", "noexec"]},
+            *(_shared(bind) for bind in isolation.own if isolation.rung == GVISOR),
         ],
         "linux": {
             "namespaces": [{"type": kind} for kind in kinds],
@@ -143,6 +144,12 @@ def configuration(launch: Launch, arguments: Sequence[str], variables: Mapping[s
             "seccomp": _seccomp(),
         },
     }
+
+
+def _shared(bind: Bind) -> dict[str, Any]:
+    """gVisor takes what is in the root for its own: it would not see what others put there once it has looked."""
+    options = ["bind", "ro" if bind.read_only else "rw"]
+    return {"destination": bind.target, "type": "bind", "source": bind.source, "options": options}
 
 
 def _resources(isolation: Isolation) -> dict[str, Any]:

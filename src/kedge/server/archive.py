@@ -14,6 +14,7 @@ from typing import Any
 from kedge.model import protocol as p
 from kedge.model.payload import ErrorInfo
 from kedge.server.link import Link
+from kedge.server.payloads import Payloads
 from kedge.server.store import Store
 from kedge.server.writer import StoreError
 
@@ -21,9 +22,10 @@ log = logging.getLogger("kedge.server")
 
 
 class Archive:
-    def __init__(self, store: Store, links: Mapping[str, Link]) -> None:
+    def __init__(self, store: Store, links: Mapping[str, Link], payloads: Payloads) -> None:
         self._store = store
         self._links = links
+        self._payloads = payloads
         self._tasks: dict[asyncio.Task[None], None] = {}
 
     def deliver(self, wanted: p.OutputsWanted) -> None:
@@ -93,7 +95,9 @@ class Archive:
             for output in outputs:
                 del missing[output.index]
             if outputs:
-                link.send(p.OutputsDelivered(wanted.call, outputs, wanted.request))
+                message = p.OutputsDelivered(wanted.call, outputs, wanted.request)
+                self._payloads.give(wanted.session, message, kept=True)
+                link.send(message)
             position = page.next
         return True
 

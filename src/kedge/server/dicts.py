@@ -1,7 +1,8 @@
 """What dicts hold: entries in a table, in the order in which their keys came first.
 
 Keys and values are opaque bytes. A value above 256 KiB comes as a file under `blobs/`, which is moved to `objects/`;
-who reads it gets a link to that file, of its own, so that nobody's view changes when the entry does."""
+who reads it gets a link to that file, of its own, so that nobody's view changes when the entry does. It is where that
+session has its payload files (`place`)."""
 
 from __future__ import annotations
 
@@ -54,6 +55,7 @@ class Dicts:
         self._desk = desk
         self._clock = clock
         self._blobs = desk.directory / "blobs"
+        self.place: Callable[[str], Path] = lambda session: self._blobs
         self._files = desk.directory / "objects"
         self._swept_at = 0.0
         self.answers: dict[type, Callable[[Any, str], Any]] = {
@@ -82,7 +84,7 @@ class Dicts:
 
     def _requested(self, message: p.EntriesRequested, session: str) -> Any:
         id = self._desk.find(message.object, "dict").id
-        keys = message.keys
+        keys, place = message.keys, self.place(session)
 
         def count(tx: Transaction) -> int:
             return self.size(tx, id)
@@ -95,11 +97,11 @@ class Dicts:
             found = []
             for key in keys:
                 row = tx.execute("SELECT value FROM entries WHERE object = ? AND key = ?", (id, key)).fetchone()
-                found.append(None if row is None else self._shown(row[0]))
+                found.append(None if row is None else self._shown(row[0], place))
             return found
 
         def page(tx: Transaction) -> Any:
-            return self._page(tx, id, message.after, message.what == "page")
+            return self._page(tx, id, message.after, place if message.what == "page" else None)
 
         reads: dict[str, Callable[[Transaction], Any]] = {
             "count": count, "has": has, "values": values, "page": page, "keys": page
@@ -108,8 +110,8 @@ class Dicts:
             raise InvalidError(f"what={message.what[:60]!r} is not known; it is one of {', '.join(reads)}")
         return self._desk.ask(session, message.request, reads[message.what])
 
-    def _page(self, tx: Transaction, id: str, after: int, with_values: bool) -> Any:
-        query = f"SELECT number, key, {'value' if with_values else 'NULL'} FROM entries INDEXED BY entries_in_order "
+    def _page(self, tx: Transaction, id: str, after: int, place: Path | None) -> Any:
+        query = f"SELECT number, key, {'value' if place else 'NULL'} FROM entries INDEXED BY entries_in_order "
         entries: list[Any] = []
         size = 0
         for number, key, value in tx.execute(
@@ -118,25 +120,26 @@ class Dicts:
             size += len(key) + len(value or b"")
             if len(entries) == PAGE_ROWS or (entries and size > PAGE_BYTES):
                 return {"entries": entries, "after": after}
-            entries.append([key, None if value is None else self._shown(value)])
+            entries.append([key, None if not place else self._shown(value, place)])
             after = number
         return {"entries": entries, "after": None}
 
-    def _shown(self, value: bytes) -> Any:
+    def _shown(self, value: bytes, place: Path) -> Any:
         """A payload for whoever asked, who removes its file once it is read."""
         payload = msgspec.msgpack.decode(value, type=Payload)
         if not payload.blob:
             return msgspec.Raw(value)
         name = secrets.token_hex(16)
-        os.link(self._files / payload.blob, self._blobs / name)
-        os.utime(self._blobs / name)  # the sweep of the store goes by age
+        os.link(self._files / payload.blob, place / name)
+        if place == self._blobs:
+            os.utime(place / name)  # the sweep of the store goes by age
         return replace(payload, blob=name)
 
     # ------------------------------------------------------------ changing
 
     def _changed(self, message: p.EntriesChanged, session: str) -> Any:
         id = self._desk.find(message.object, "dict").id
-        size = 0
+        size, place = 0, self.place(session)
         for key in [*message.keys, *(key for key, _ in message.entries)]:
             if len(key) > MAX_KEY:
                 raise InvalidError(f"a key of {len(key)} bytes is too large for a dict; at most {MAX_KEY} are allowed")
@@ -159,7 +162,7 @@ class Dicts:
             if message.clear:
                 self._clear(tx, id)
             if message.keys:
-                answer: Any = [self._take(tx, id, key) for key in message.keys]
+                answer: Any = [self._take(tx, id, key, place) for key in message.keys]
             else:
                 answer = sum(self._put(tx, id, key, one, message.only_missing) for key, one in message.entries)
             if message.keys or message.only_missing:  # the others give the same however often they are done
@@ -189,11 +192,11 @@ class Dicts:
             tx.committed.append(lambda: self._unlink([found[0]]))
         return 1
 
-    def _take(self, tx: Transaction, id: str, key: bytes) -> Any:
+    def _take(self, tx: Transaction, id: str, key: bytes, place: Path) -> Any:
         found = tx.execute("SELECT value, file FROM entries WHERE object = ? AND key = ?", (id, key)).fetchone()
         if found is None:
             return None
-        shown = self._shown(found[0])
+        shown = self._shown(found[0], place)
         tx.execute("DELETE FROM entries WHERE object = ? AND key = ?", (id, key))
         if found[1]:
             tx.committed.append(lambda: self._unlink([found[1]]))

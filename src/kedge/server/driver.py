@@ -57,7 +57,7 @@ class Driver:
         self.ending = False
         self.failures = 0
         """Messages on which the plane failed."""
-        self.archive = Archive(store, self.links)
+        self.archive = Archive(store, self.links, launches.payloads)
         self.web: Callable[[p.WebSent | p.WebCredited], None] = _nobody
         """The ingress: gets what containers say about requests of its."""
         self.routed: Callable[[], None] = _nothing
@@ -75,6 +75,7 @@ class Driver:
         self._engine = engine
         self._store = store
         self._launches = launches
+        self._trays = launches.payloads.trays
         self._output = output
         output.book.on_trouble = self._log_trouble
         self._loop = asyncio.get_running_loop()
@@ -153,7 +154,7 @@ class Driver:
 
         def deliver() -> None:
             for session, outputs in waiting:
-                self.send(session, outputs)
+                self.send(session, outputs, kept=True)
             self.flush_all()
 
         self._store.record(message, deliver)
@@ -203,9 +204,12 @@ class Driver:
 
     # ------------------------------------------------------------ orders go out
 
-    def send(self, address: str, message: Any) -> None:
+    def send(self, address: str, message: Any, kept: bool = False) -> None:
+        """To a connection, with the files that the message names; `kept` as in `Tray.give`."""
         link = self.links.get(address)
         if link is not None:
+            if (tray := self._trays.get(address)) is not None:
+                tray.give(message, kept)
             self._dirty[link] = None
             for portion in portions(message):
                 link.send(portion)

@@ -98,6 +98,7 @@ class House:
         self._vault.used = lambda: used_in(driver.plane)
         self._images.used = lambda: images_of(driver.plane)
         self._objects = Objects(directory.path, not settings.private, driver.send, driver.flush_all)
+        self._objects.dicts.place = launches.payloads.place
         self._office.attend(self._images.answers)
         self._office.departures.append(self._images.departed)
         self._office.attend(self._vault.answers)
@@ -119,6 +120,7 @@ class House:
         settings, driver = self._settings, self._driver
         self._web.bind()
         self._store.open()
+        self._outfitter.payloads.sweep()
         await self._tokens.open()
         await self._vault.open()
         await self._images.open()

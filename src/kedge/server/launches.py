@@ -16,6 +16,7 @@ from kedge.model.protocol import StartContainer
 from kedge.model.spec import AppSpec, EnvironmentSpec, FunctionSpec, Launch
 from kedge.server.chunks import Place
 from kedge.server.outfit import Outfitter
+from kedge.server.payloads import Payloads
 from kedge.server.store import Store
 
 MAX_PRELOAD = 64
@@ -94,6 +95,11 @@ class Launches:
 
     def forget(self, container: str) -> None:
         self._launches.pop(container, None)
+        self.payloads.ended(container)
+
+    @property
+    def payloads(self) -> Payloads:
+        return self.outfitter.payloads
 
     def _launch(self, container: str) -> Launch | None:
         return self._launches.get(container, (None, ""))[0]

@@ -39,6 +39,7 @@ from kedge.model.spec import (
     VolumeRef,
 )
 from kedge.server import added
+from kedge.server.payloads import Payloads
 
 HANDED_ON = (
     "PATH",
@@ -167,6 +168,7 @@ class Outfitter:
         self._vault = vault
         self._volumes = volumes
         self._devices = devices
+        self.payloads = Payloads(state)
         self.rungs = rungs
         self.preferred = preferred
 
@@ -248,7 +250,9 @@ class Outfitter:
         """How one container is kept apart, and what it sees."""
         rung, built, root = footing.rung, footing.built, footing.root
         binds: Iterable[Bind] = ()
+        own: tuple[Bind, ...] = ()
         if root:
+            own = (Bind(self.payloads.open(container), str(self.payloads.blobs), read_only=False),)
             around = tuple(self._binds(app, root, bool(devices)))
             others = [*(bind.target for bind in around), *(ref.target for ref in spec.volumes)]
             binds = (*around, *added.binds(spec.image.mounts, root.layers, others))
@@ -260,6 +264,7 @@ class Outfitter:
             package_layers=root.package_layers if root else (),
             hidden=self._hidden(bool(root.layers)) if root else (),
             binds=tuple(binds),
+            own=own,
             volumes=tuple(
                 self._volumes.mount(ref, app.environment_name, container, number)
                 for number, ref in enumerate(spec.volumes)
@@ -329,9 +334,6 @@ class Outfitter:
             for path in _private(_SETTINGS)[0]:
                 yield Bind("/dev/null", path)
         yield from _network_files(bool(built.layers))
-        blobs = self._state / "blobs"
-        blobs.mkdir(mode=0o700, exist_ok=True)
-        yield Bind(str(blobs), str(blobs), read_only=False)
         yield Bind(self._socket, self._socket, read_only=False)
         if app.code.root:
             yield Bind(app.code.root, app.code.root)

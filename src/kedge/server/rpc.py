@@ -59,6 +59,7 @@ class Rpc:
     ) -> None:
         self._driver = driver
         self._launches = launches
+        self._payloads = launches.payloads
         self._office = office
         self._home = home
         self._hello_timeout = hello_timeout
@@ -166,7 +167,8 @@ class Rpc:
         if hello.identity:
             self._within[session] = hello.identity
         apart = peers.is_inside(peers.process_of(connection.peer_socket))
-        self._admit(connection, session, self._from_inside if apart else self._from_client, rest)
+        files = self._payloads.admit(session, hello.identity, apart)
+        self._admit(connection, session, self._from_inside if apart else self._from_client, rest, files)
 
     def _welcome_container(self, connection: AsyncConnection, hello: p.Hello, rest: list[Any]) -> None:
         container = self._driver.plane.containers.get(hello.identity)
@@ -175,16 +177,21 @@ class Rpc:
         elif container is None or container.state != "starting" or hello.identity in self._driver.links:
             self._refuse(connection, "this container is not wanted any more")
         else:
+            self._payloads.admit(hello.identity, hello.identity, apart=True)
             self._admit(connection, hello.identity, self._from_container, rest)
 
-    def _admit(self, connection: AsyncConnection, address: str, next_state: Any, rest: list[Any]) -> None:
+    def _admit(
+        self, connection: AsyncConnection, address: str, next_state: Any, rest: list[Any], files: bool = True
+    ) -> None:
+        """`files`: large values may go past the connection, as files of this machine."""
         self._strangers.pop(connection).cancel()
         connection.context = address
         connection.decoder.limit = MAX_FRAME
         connection.on_messages = next_state
         self._driver.links[address] = connection
         web, domain = self.web(connection.reached_at)
-        connection.send(p.Welcome(address, server=self._home, home=self._home, web=web, web_domain=domain))
+        home = self._home if files else ""
+        connection.send(p.Welcome(address, server=self._home, home=home, web=web, web_domain=domain))
         if rest:
             next_state(connection, rest)
 
@@ -197,9 +204,10 @@ class Rpc:
 
     def _from_client(self, connection: AsyncConnection, messages: list[Any]) -> None:
         session, driver = connection.context, self._driver
+        tray = self._payloads.trays.get(session)
         for message in messages:
             kind = type(message)
-            if reason := refusal(message):
+            if reason := refusal(message) or (tray.take(message) if tray is not None else ""):
                 self._refuse(connection, reason)
                 break
             if (kind is p.AppCreated or kind is p.AppDeployed) and (error := self._launches.objection(message.app)):
@@ -219,20 +227,23 @@ class Rpc:
 
     def _from_inside(self, connection: AsyncConnection, messages: list[Any]) -> None:
         """From code that runs in a container, and is kept apart."""
-        granted = []
+        granted: list[Any] = []
+        container = self.container_of(connection.context)
         for message in messages:
-            if reason := peers.refusal(message):
-                error = ErrorInfo("PermissionDeniedError", reason)
-                self._driver.send(connection.context, p.Reply(message.request, None, error))
+            if reason := peers.refusal(message, container, self._launches.place):
+                if request := getattr(message, "request", 0):
+                    error = ErrorInfo("PermissionDeniedError", reason)
+                    self._driver.send(connection.context, p.Reply(request, None, error))
             else:
                 granted.append(message)
         self._from_client(connection, granted)
 
     def _from_container(self, connection: AsyncConnection, messages: list[Any]) -> None:
         container, driver = connection.context, self._driver
+        tray = self._payloads.trays.get(container)
         for message in messages:
             kind = type(message)
-            if reason := refusal(message):
+            if reason := refusal(message) or (tray.take(message) if tray is not None else ""):
                 self._refuse(connection, reason)
                 break
             if kind in CONTAINER_MESSAGES:
@@ -259,6 +270,7 @@ class Rpc:
         if reason != "closed by the peer" and not self._driver.ending:
             log.warning("%s: %s", address, reason)
         del self._driver.links[address]
+        self._payloads.depart(address)
         if address.startswith("se-"):
             self._within.pop(address, None)
             self._driver.unsubscribe(address)

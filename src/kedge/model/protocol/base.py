@@ -39,7 +39,7 @@ class Welcome(Message, frozen=True):
     version: int = PROTOCOL_VERSION
     server: str = ""
     home: str = ""
-    """KEDGE_HOME of the server, where payload files are written and read."""
+    """KEDGE_HOME of the server, where payload files are written and read; empty where this session has none."""
     web: str = ""
     """Where its ingress answers: `http://127.0.0.1:5334`, without a slash at the end; empty where it has none."""
     web_domain: str = ""
