@@ -18,15 +18,17 @@ _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "etc", "opt"
 _numbers = itertools.count()
 
 
-@functools.cache
-def _survey() -> dict[str, str]:
-    return probe.survey()
+_survey = functools.cache(probe.survey)
+
+
+def missing(rung: str) -> str:
+    """Why the machine does not have the rung; empty where it has it. Asked once by each process that tests."""
+    return _survey()[rung]
 
 
 def needs(rung: str) -> None:
     """Skips the test where the machine does not have the rung."""
-    why = _survey()[rung]
-    if why:
+    if why := missing(rung):
         pytest.skip(f"no {rung}: {why}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -20,13 +21,14 @@ from tests.engines.test_namespaces import named
 PROGRAM = """
 import os, sys
 from kedge.engines import bytecode
+bytecode.MOST_MEMORY = int(sys.argv[3])
 bytecode.write(os.open(sys.argv[1], os.O_RDONLY), sys.argv[2])
 """
 
 
-def write(root: Path, shown: str = "/shown") -> None:
+def write(root: Path, shown: str = "/shown", memory: int = bytecode.MOST_MEMORY) -> None:
     """In a process of its own, whose priority it lowers for good."""
-    command = [sys.executable, "-c", PROGRAM, str(root), shown]
+    command = [sys.executable, "-c", PROGRAM, str(root), shown, str(memory)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (ended.stdout, ended.stderr) == ("", "")
 
@@ -67,6 +69,32 @@ def test_what_is_there_is_kept_and_what_is_old_is_not(tmp_path: Path) -> None:
     source.write_text("ANSWER = 'forty-two'\n")
     write(tmp_path)
     assert cached(source).stat().st_ino != before.st_ino
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
+def test_what_is_no_file_is_passed_over_and_nothing_is_written_elsewhere(tmp_path: Path) -> None:
+    elsewhere, code = tmp_path / "elsewhere", tmp_path / "code"
+    for directory in (elsewhere, code, code / "linked"):
+        directory.mkdir()
+    (code / ".#editor.py").symlink_to("nobody@nowhere")
+    os.mkfifo(code / "fifo.py")
+    (code / "linked" / "__pycache__").symlink_to(elsewhere)
+    for source in (code / "linked" / "boat.py", code / "main.py"):
+        source.write_text("ANSWER = 42\n")
+    write(code)
+    assert [path.name for path in (code / "__pycache__").iterdir()] == [cached(code / "main.py").name]
+    assert os.listdir(elsewhere) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc")
+def test_a_source_that_needs_any_amount_of_memory_is_left(tmp_path: Path) -> None:
+    """What stands in `finally` is there twice in bytecode, in each of twenty levels."""
+    lines = [f"{' ' * (level // 2)}{('try: a()', 'finally:')[level % 2]}" for level in range(40)]
+    (tmp_path / "grows.py").write_text("\n".join([*lines, *[" " * 20 + "x = y"] * 200]))
+    ast.parse((tmp_path / "grows.py").read_text())
+    (tmp_path / "main.py").write_text("ANSWER = 42\n")
+    write(tmp_path, memory=128 << 20)
+    assert [path.name for path in (tmp_path / "__pycache__").iterdir()] == [cached(tmp_path / "main.py").name]
 
 
 @with_rig

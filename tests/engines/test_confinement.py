@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from kedge.engines import confinement, probe, scratch, wrapping
+from kedge.engines import confinement, nursery, probe, scratch, wrapping
 from kedge.model.spec import (
     BUBBLEWRAP,
     GVISOR,
+    NAMESPACE,
     OCI,
     RUNGS,
+    Bind,
     CodeSpec,
     EnvironmentSpec,
     FunctionSpec,
@@ -111,6 +113,20 @@ def test_an_oci_runtime_is_told_limits_walls_and_command() -> None:
     assert {"type": "network"} not in wrapping.configuration(launch_on(OCI), [], {})["linux"]["namespaces"]
 
 
+def test_gvisor_does_not_take_for_its_own_what_others_write_to() -> None:
+    """Of what is in the root it would see nothing new once it has looked."""
+    own = (Bind("/server/payloads/ct-1", "/server/blobs", read_only=False),)
+    shared = {"type": "bind", "source": "/server/payloads/ct-1", "destination": "/server/blobs"}
+    assert {**shared, "options": ["bind", "rw"]} in wrapping.configuration(launch_on(GVISOR, own=own), [], {})["mounts"]
+    assert len(wrapping.configuration(launch_on(OCI, own=own), [], {})["mounts"]) == 1, "the root has it"
+
+
+def test_what_is_one_containers_own_makes_no_other_fork_server() -> None:
+    one, other = (launch_on(NAMESPACE, f"/scratch/{id}", own=(Bind(f"/server/{id}", "/server/blobs"),)) for id in "ab")
+    assert one.isolation != other.isolation
+    assert nursery._shared(one.isolation) == nursery._shared(other.isolation)
+
+
 def test_bubblewrap_is_told_walls_and_command() -> None:
     command = wrapping.bubblewrap(launch_on(BUBBLEWRAP, network=False).isolation, "ct-1", ["/python", "x"])
     assert command[-2:] == ["/python", "x"]
@@ -176,12 +192,17 @@ def test_the_second_rung_is_taken_where_it_is_there() -> None:
 
 
 WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+WITHOUT_TRACING = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
 UNSHARE = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc"]
 
 
 @pytest.mark.parametrize(
     ("before", "options"),
-    [pytest.param([], [], id="administrator"), pytest.param(WITHOUT_RIGHTS, ["--map-root-user"], id="user")],
+    [
+        pytest.param([], [], id="administrator"),
+        pytest.param(WITHOUT_TRACING, [], id="administrator who may not trace"),
+        pytest.param(WITHOUT_RIGHTS, ["--map-root-user"], id="user"),
+    ],
 )
 def test_where_others_can_make_namespaces_there_is_the_rung(
     before: list[str], options: list[str], tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from kedge.engines import confinement, mounts, namespaces
-from kedge.model.protocol import ContainerStarted, ForkServerReported, VolumeAnswered
+from kedge.engines import confinement, furnisher, mounts, namespaces, rooms
+from kedge.engines.errands import Errands
+from kedge.engines.loop import Loop
+from kedge.model.protocol import ContainerLost, ContainerStarted, ForkServerReported, VolumeAnswered
 from kedge.model.spec import Bind, VolumeMount
-from tests.engines.rig import Rig, alive, ended, eventually, make_launch, rig, site_packages, with_rig
+from tests.engines.rig import Rig, alive, descriptors, ended, eventually, make_launch, rig, site_packages, with_rig
 from tests.engines.sandbox import interpreter, isolated, mounted, scratches, system
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
@@ -226,17 +229,21 @@ say([open("/other/name.txt").read(), refused])
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["", "/proc/1/root", "/proc/self/root", "/proc/self/cwd"])
 @with_rig
-async def test_links_of_an_image_lead_nowhere_on_the_machine(it: Rig, tmp_path: Path) -> None:
+async def test_links_of_an_image_lead_nowhere_on_the_machine(it: Rig, tmp_path: Path, way: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     layer = tmp_path / "layer"
     layer.mkdir()
-    (layer / "cache").symlink_to(outside)
+    (layer / "cache").symlink_to(f"{way}{outside}")
     (tmp_path / "data").mkdir()
-    binds = (*system(), *interpreter(), Bind(str(tmp_path / "data"), "/cache/data"))
+    (tmp_path / "file").write_text("text")
+    added = (Bind(str(tmp_path / "data"), "/cache/data"), Bind(str(tmp_path / "file"), "/cache/file"))
+    binds = (*system(), *interpreter(), *added)
     isolation = isolated(tmp_path, layers=(str(layer),), hidden=("/tmp",), binds=binds)
-    assert await said(it, "say(os.path.realpath('/cache/data'))", isolation=isolation) == str(outside / "data")
+    link, shown = await said(it, "say([os.readlink('/cache'), os.path.exists('/cache/data')])", isolation=isolation)
+    assert (link, shown) == (f"{way}{outside}", not way)
     assert os.listdir(outside) == []
 
 
@@ -575,6 +582,114 @@ async def test_rooms_that_cannot_be_furnished_leave_nothing_open(it: Rig, tmp_pa
     assert opened[0] == opened[1] == opened[2]
     end, _ = await it.run("pass", isolation=isolated(tmp_path))
     assert end.exit_code == 0
+
+
+@with_rig
+async def test_a_room_that_fails_in_an_unforeseen_way_takes_no_other_along(it: Rig, tmp_path: Path) -> None:
+    other = it.launch(SLEEP, isolation=isolated(tmp_path))
+    await it.says(other)
+    furnishers = named("kedge-rooms", it.engine.supervisor)
+    volume = VolumeMount(target="/deep" + "/a" * 1500, volume="v", lower=str(tmp_path))
+    end, _ = await it.run("pass", isolation=isolated(tmp_path, volumes=(volume,)))
+    assert end.exit_code == 71
+    assert "recursion" in it.output(end.container, 2).decode()
+    assert named("kedge-rooms", it.engine.supervisor) == furnishers
+    assert not it.of(ContainerLost, other)
+
+
+def test_who_makes_rooms_goes_no_further_where_it_cannot_leave_one() -> None:
+    process = os.fork()
+    if process == 0:
+        try:
+            os.close(2)
+            furnisher.Home(-1, -1).go()
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 1
+
+
+@with_rig
+async def test_who_waits_when_the_furnisher_dies_is_not_to_blame(it: Rig, tmp_path: Path) -> None:
+    await it.run("pass", isolation=isolated(tmp_path))
+    [maker] = named("kedge-rooms", it.engine.supervisor)
+    await eventually(lambda: len(named("kedge-init", maker)) == 2)
+    os.kill(maker, signal.SIGSTOP)
+    waiting = [it.launch(SLEEP, isolation=isolated(tmp_path)) for _ in range(4)]  # two of them get the spares
+    await it.started(it.launch(SLEEP))  # what was said before has been heard
+    os.kill(maker, signal.SIGKILL)
+    for container in waiting:
+        lost = await it.lost(container)
+        assert lost.blameless, lost
+    assert it.of(ContainerLost, waiting[-1])[0].reason.endswith(rooms.DIED)
+
+
+@pytest.mark.slow
+@with_rig
+async def test_a_supervisor_without_descriptors_says_so_and_lives_on(it: Rig, tmp_path: Path) -> None:
+    await it.run("pass", isolation=isolated(tmp_path))
+    supervisor = it.engine.supervisor
+    before = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (descriptors(supervisor) + 25, before[1]))
+    containers = [it.launch(SLEEP, isolation=isolated(tmp_path, network=bool(each % 3))) for each in range(20)]
+    await it.until(lambda: all(it.of(ContainerStarted, each) or it.of(ContainerLost, each) for each in containers))
+    reasons = [lost.reason for each in containers for lost in it.of(ContainerLost, each)]
+    assert reasons
+    assert all("Too many open files" in reason for reason in reasons), reasons
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
+    for container in containers:
+        it.engine.kill(container, 0.0)
+        await it.lost(container)
+    end, output = await it.run("print('again')", isolation=isolated(tmp_path))
+    assert (end.exit_code, output) == (0, b"again\n")
+    assert it.engine.supervisor == supervisor
+    await eventually(lambda: len(rooms_of(supervisor)) == 2)
+
+
+@with_rig
+async def test_rooms_that_nobody_wants_any_more_end(it: Rig, tmp_path: Path) -> None:
+    await it.run("pass", isolation=isolated(tmp_path))
+    [maker] = named("kedge-rooms", it.engine.supervisor)
+    os.kill(maker, signal.SIGSTOP)
+    waiting = [it.launch(SLEEP, isolation=isolated(tmp_path, network=bool(each % 2))) for each in range(12)]
+    for container in waiting:
+        it.engine.kill(container, 0.0)
+    last = it.launch("pass", isolation=isolated(tmp_path, network=False))  # its room is made after all the others
+    os.kill(maker, signal.SIGCONT)
+    for container in (*waiting, last):
+        await it.lost(container)
+    await eventually(lambda: len(named("kedge-init", maker)) == 2)  # spares
+
+
+def test_who_comes_before_the_death_of_the_furnisher_is_heard_of_is_answered_once(tmp_path: Path) -> None:
+    launch = make_launch("ct-x", "pass", isolation=isolated(tmp_path))
+    loop = Loop()
+    supply = rooms.Rooms(loop, Errands(loop), loop.stop)
+    heard: list[rooms.Room | str] = []
+
+    def answer(room: rooms.Room | str) -> None:
+        heard.append(room)
+        loop.stop()
+
+    try:
+        supply.take(launch, [], answer)
+        loop.run()
+        [maker] = supply.processes()
+        os.kill(maker, signal.SIGKILL)
+        os.waitid(os.P_PID, maker, os.WEXITED | os.WNOWAIT)
+        supply.take(launch, [], answer)
+        assert heard[1:] == [rooms.DIED]
+        supply.take(launch, [], answer)
+        loop.run()
+        assert [isinstance(room, rooms.Room) for room in heard] == [True, False, True]
+    finally:
+        for maker in supply.processes():
+            os.kill(maker, signal.SIGKILL)
+            os.waitpid(maker, 0)
+        loop.run()  # until it has been heard of
+        for room in heard:
+            if isinstance(room, rooms.Room):
+                room.end()
+        supply.base.close()
 
 
 @with_rig

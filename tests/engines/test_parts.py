@@ -15,6 +15,7 @@ import pytest
 
 from kedge.engines import boot, system, threads, usage
 from kedge.engines.channel import Channel, ChannelClosed, ContainerForked, ToForkServer
+from kedge.engines.errands import Errands
 from kedge.engines.loop import Loop
 from kedge.engines.output import READ_SIZE, RECORDS_SIZE, OutputPipes
 from kedge.engines.uplink import Uplink
@@ -212,6 +213,42 @@ def test_descriptors_travel_with_their_messages() -> None:
         receiver.receive()
     assert seen == [(f"ct-{number}", b"%d" % number) for number in range(5)]
     receiver.close()
+
+
+def test_descriptors_that_cannot_be_opened_are_missed_by_their_own_message_only() -> None:
+    ours, theirs = socket.socketpair()
+    near, far = Channel(ours, ToForkServer), Channel(theirs, ToForkServer)
+    reader, writer = os.pipe()
+    near.send(ContainerForked("a"), (reader, reader))
+    near.send(ContainerForked("b"), (writer,))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(reader)
+    try:
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))  # one of the two
+        assert far.receive() == [ContainerForked("a")]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert far.descriptors == ()
+    assert far.receive() == [ContainerForked("b")]
+    with pytest.raises(OSError, match="Too many open files"):
+        far.take(2)
+    [copy] = far.take(1)
+    assert os.path.sameopenfile(copy, writer)
+    for descriptor in (reader, writer, copy):
+        os.close(descriptor)
+    near.close()
+    far.close()
+
+
+def test_an_errand_for_which_there_is_no_descriptor_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", none_left)
+    answers: list[str] = []
+    Errands(Loop()).send(lambda: "", answers.append)
+    assert answers == ["no process can be made: [Errno 24] Too many open files"]
 
 
 def test_memory_kills_explain_one_death_each(tmp_path: Path) -> None:
