@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop  # noqa: F401 - here rather than in each fork, as in a fork server
 
+from kedge.container import main
 from kedge.model.payload import Payload
 from kedge.model.protocol import (
     ContainerDrained,
@@ -139,8 +141,6 @@ class FakePlane:
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
             self._listener.close()
             os.environ.update(launch.environment.variables)
-            from kedge.container import main
-
             main.run(launch, self.records)
         finally:
             os._exit(99)

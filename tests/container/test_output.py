@@ -354,13 +354,12 @@ def test_a_print_may_come_in_the_middle_of_another_one(pipe: Pipe) -> None:
         gc.collect()
 
     threshold = gc.get_threshold()
-    gc.freeze()  # what the whole test run holds is of no interest here
+    gc.freeze()  # what the test run holds is of no interest here, nor later
     gc.set_threshold(1)
     try:
         in_input(1, work)
     finally:
         gc.set_threshold(*threshold)
-        gc.unfreeze()
     text = b"".join(data for _, data in pipe.said())
     assert text.count(b"deleted\n") == 100
     assert text.replace(b"deleted\n", b"") == b"".join(b"%d text\n" % number for number in range(50))

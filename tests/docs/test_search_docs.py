@@ -11,18 +11,18 @@ import httpx
 import pytest
 
 import kedge
-from kedge.engines import probe
 from kedge.model.spec import NAMESPACE
 from tests.docs.packages import with_torch
 from tests.docs.site import LONG, Site, site_in
 from tests.e2e.browser import CHROMIUM, Browser
+from tests.engines.sandbox import missing
 
 BUILDING_S = 300
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(2 * BUILDING_S),
-    pytest.mark.skipif(bool(probe.survey()[NAMESPACE]), reason="containers cannot have file systems of their own here"),
+    pytest.mark.skipif(bool(missing(NAMESPACE)), reason="containers cannot have file systems of their own here"),
 ]
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "search_docs.py"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from kedge.engines import probe
 from kedge.exception import NotFoundError
 from kedge.images import interpreters
 from kedge.model.spec import NAMESPACE
 from tests.e2e.commands import place
+from tests.engines.sandbox import missing
 
 pytestmark = pytest.mark.slow
 
@@ -257,8 +257,8 @@ def run(version: str, directory: Path) -> dict[str, Any]:
         interpreters.find(version)
     except NotFoundError as error:
         pytest.skip(str(error))
-    if missing := probe.survey()[NAMESPACE]:
-        pytest.skip(f"containers share the machine's files: {missing}")
+    if reason := missing(NAMESPACE):
+        pytest.skip(f"containers share the machine's files: {reason}")
     try:
         urllib.request.urlopen(INDEX, timeout=10).close()
     except OSError as error:

@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from kedge.engines import probe
 from kedge.exception import NotFoundError
 from kedge.images import interpreters
 from kedge.model.spec import NAMESPACE
 from tests.docs.packages import require
 from tests.docs.site import LONG, Site, eventually, site_in
+from tests.engines.sandbox import missing
 from tests.images.test_roots import bases  # noqa: F401 - a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -31,8 +31,8 @@ TOKEN = "HF_TOKEN=hf_stub"
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, bases: Path) -> Iterator[Site]:  # noqa: F811
     """One server for all programs, where images have what their steps ask for."""
-    if missing := probe.survey()[NAMESPACE]:
-        pytest.skip(f"containers cannot have files of their own here: {missing}")
+    if reason := missing(NAMESPACE):
+        pytest.skip(f"containers cannot have files of their own here: {reason}")
     for version in ("3.11", "3.12"):
         try:
             interpreters.find(version)

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from kedge.engines import probe
 from kedge.model.spec import NAMESPACE
 from kedge.sdk.volume import Volume
 from tests.e2e import volume_functions as v
 from tests.e2e.commands import Place, eventually, place
+from tests.engines.sandbox import missing
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(probe.survey()[NAMESPACE]), reason="containers cannot have file systems of their own here"),
+    pytest.mark.skipif(bool(missing(NAMESPACE)), reason="containers cannot have file systems of their own here"),
 ]
 
 

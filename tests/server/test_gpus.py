@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kedge.core.plane import Plane
+from kedge.engines.process import ProcessEngine
 from kedge.model import protocol as p
 from kedge.model.gpus import MEMORY, GpuDevice
 from kedge.model.payload import Payload
@@ -350,7 +351,7 @@ def test_a_server_finds_its_devices_unless_they_are_declared(
 
     async def run() -> list[str]:
         with StateDirectory(tmp_path, private=True) as directory:
-            house = House(Settings(home=tmp_path, private=True, gpus=declared), directory)
+            house = House(Settings(home=tmp_path, private=True, gpus=declared), directory, ProcessEngine())
             try:
                 await house.open()
                 (node,) = house._driver.plane.scheduler.nodes.values()

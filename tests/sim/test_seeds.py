@@ -23,18 +23,19 @@ def test_a_world_breaks_no_rule(seed: int) -> None:
 
 def test_the_seeds_cover_what_they_should() -> None:
     """Together the fixed seeds run enough, and meet crashes, restarts, cancels, lost connections and full machines."""
-    met: dict[str, int] = {}
+    met: set[str] = set()
     attempts = 0
+    expected = {"ContainerLost", "CallCancelled", "SessionClosed", "CallRestored", "NodeLost", "AutoscalerUpdated"}
+    expected |= {"InputsReturned", "InputsStarted", "OutputsRequested", "AppStopped", "ContainerFailed", "VariantBound"}
     for seed in SEEDS:
         world = workload.build(seed)
         world.trace = deque(world.trace)
         attempts += workload.finish(world).attempts
-        for _, _, message in world.trace:
-            met[type(message).__name__] = met.get(type(message).__name__, 0) + 1
+        met.update(type(message).__name__ for _, _, message in world.trace)
+        if attempts > 2000 and expected <= met:
+            break  # the others can only add to it
     assert attempts > 2000
-    expected = {"ContainerLost", "CallCancelled", "SessionClosed", "CallRestored", "NodeLost", "AutoscalerUpdated"}
-    expected |= {"InputsReturned", "InputsStarted", "OutputsRequested", "AppStopped", "ContainerFailed", "VariantBound"}
-    assert expected <= set(met), expected - set(met)
+    assert expected <= met, expected - met
 
 
 def run_cli(*arguments: str, hash_seed: str) -> str:

@@ -41,6 +41,10 @@ _PARTING_S = 10.0
 """How long a supervisor may take to end everything; after that it is killed, and the kernel ends the rest."""
 
 
+def _nobody(fact: Any) -> None:
+    """Nothing has been asked for yet."""
+
+
 class ProcessEngine:
     """Containers as processes of this machine, forked where that is safe. See `base.Engine` for what it promises.
 
@@ -54,8 +58,11 @@ class ProcessEngine:
     beyond kedge's own. Both are for tests and for other runtimes.
     """
 
-    def __init__(self, report: Report, *, runner: str = "kedge.container.main", runtime: Sequence[str] = ()) -> None:
-        self._report = report
+    def __init__(
+        self, report: Report = _nobody, *, runner: str = "kedge.container.main", runtime: Sequence[str] = ()
+    ) -> None:
+        self.report = report
+        """Called with each fact."""
         self._runner = runner
         self._runtime = [*runtime, *runtime_directories()]
         self._connection: AsyncConnection | None = None
@@ -68,6 +75,8 @@ class ProcessEngine:
         """Requests that nobody has answered."""
         self._closing = False
         self._ended = asyncio.Event()
+        self._begun: socket.socket | None = None
+        """The way to a supervisor that has been started, and that nobody has asked for anything yet."""
         self._revival: asyncio.Task[None] | None = None
         self._pause = _FIRST_PAUSE_S
 
@@ -76,8 +85,8 @@ class ProcessEngine:
         """The supervisor's process id; 0 while there is none."""
         return self._process.pid if self._process is not None else 0
 
-    async def open(self) -> None:
-        """Starts the supervisor. OSError where no process can be made."""
+    def begin(self) -> None:
+        """Starts the supervisor, which takes its time to load. OSError where no process can be made."""
         ours, theirs = socket.socketpair()
         # Isolated and without site: it needs nothing of the user's, and starts in half the time.
         arguments = boot.command(
@@ -89,6 +98,14 @@ class ProcessEngine:
             except OSError:
                 ours.close()
                 raise
+        self._begun = ours
+
+    async def open(self) -> None:
+        """There is a supervisor from here on. OSError where no process can be made."""
+        if self._begun is None:
+            self.begin()
+        ours, self._begun = self._begun, None
+        assert ours is not None
         self._ended.clear()
         try:
             _, self._connection = await asyncio.get_running_loop().create_unix_connection(
@@ -118,13 +135,15 @@ class ProcessEngine:
             self._tell(VolumeRemounted(request, container, mount))
         else:
             loop = asyncio.get_running_loop()
-            loop.call_soon(self._report, VolumeAnswered(request, "the container is not there"))
+            loop.call_soon(self.report, VolumeAnswered(request, "the container is not there"))
 
     async def close(self) -> None:
         self._closing = True
         if self._revival is not None:
             self._revival.cancel()
             await asyncio.gather(self._revival, return_exceptions=True)
+        if self._begun is not None:
+            self._begun.close()  # the supervisor leaves
         if self._connection is not None and self._process is not None:
             self._connection.send(SupervisorStopped())
             self._connection.flush()
@@ -153,7 +172,7 @@ class ProcessEngine:
             elif isinstance(message, VolumeAnswered):
                 self._remounts.discard(message.request)
             if not self._closing:
-                self._report(message)
+                self.report(message)
 
     def _on_closed(self, _: AsyncConnection, reason: str) -> None:
         self._connection = None
@@ -171,9 +190,9 @@ class ProcessEngine:
         await asyncio.to_thread(system.kill_sessions, {process for process in lost.values() if process})
         for name in lost:
             del self._living[name]
-            self._report(ContainerLost(name, f"the supervisor of its machine died ({cause}, {reason})", blameless=True))
+            self.report(ContainerLost(name, f"the supervisor of its machine died ({cause}, {reason})", blameless=True))
         for request in self._remounts:
-            self._report(VolumeAnswered(request, "the container is not there"))
+            self.report(VolumeAnswered(request, "the container is not there"))
         self._remounts.clear()
         self._pending = [message for message in self._pending if not isinstance(message, VolumeRemounted)]
         while True:

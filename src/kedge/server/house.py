@@ -49,9 +49,10 @@ WEB_GRACE_S = 5.0
 
 
 class House:
-    """Make it within the running loop, with a state directory that is this server's alone."""
+    """Make it within the running loop, with a state directory that is this server's alone, and an engine that may have
+    begun."""
 
-    def __init__(self, settings: Settings, directory: StateDirectory) -> None:
+    def __init__(self, settings: Settings, directory: StateDirectory, engine: ProcessEngine) -> None:
         self._settings = settings
         self._directory = directory
         self._context = context_of(settings)
@@ -85,7 +86,8 @@ class House:
         )
         launches = Launches(directory.socket, str(directory.path), self._store, self._outfitter)
         self._output = OutputLog(settings.home / "logs" / "logs.db", launches.place)
-        self._engine = ProcessEngine(lambda fact: self._driver.report(fact))
+        self._engine = engine
+        engine.report = lambda fact: self._driver.report(fact)
         self._driver = driver = Driver(Plane(_new_id), self._engine, self._store, launches, self._output)
         driver.gone, driver.remounted = self._volumes.ended, self._volumes.answered
         driver.brought, driver.over = self._images.brought, self._images.tidy

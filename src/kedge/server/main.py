@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from kedge._version import __version__
+from kedge.engines.process import ProcessEngine
 from kedge.engines.spawn import FILE_LIMIT_VARIABLE
 from kedge.server.check import check
 from kedge.server.directory import StateDirectory, is_taken
-from kedge.server.house import House
 from kedge.server.logfile import FORMAT, LogFile
 from kedge.server.settings import FLAGS, KEYS, Settings, load
 from kedge.server.writer import StoreError
@@ -100,6 +100,8 @@ def _raise_file_limit() -> None:
 def await_turn(home: Path, ready: int) -> None:
     """Everything is loaded, which is most of what a start takes, so the server that runs may end: a space on `ready`,
     before the line about this one, says so. OSError where whoever reads that has gone: it will not end that one."""
+    import kedge.server.house  # noqa: F401
+
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: F401
     with contextlib.suppress(BrokenPipeError):
@@ -128,7 +130,11 @@ async def _serve(options: argparse.Namespace, settings: Settings) -> int:
             loop.add_signal_handler(number, stop.set)
         if options.owner_fd is not None:
             loop.add_reader(options.owner_fd, _watch_owner, options.owner_fd, stop)
-        house = House(settings, directory)
+        engine = ProcessEngine()
+        engine.begin()  # it loads while this process does
+        from kedge.server.house import House
+
+        house = House(settings, directory, engine)
         try:
             facts = await house.open()
             directory.publish({**facts, **_process_facts(options)})
