@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import attribution, calls, cancel, core, data, images, isolation, logs, memory, peers, search, web
+from benchmarks import (
+    attribution,
+    calls,
+    cancel,
+    core,
+    data,
+    hello,
+    images,
+    isolation,
+    logs,
+    memory,
+    peers,
+    search,
+    web,
+)
 from benchmarks.report import RESULTS, Report, machine
 
 ALL = {
     "core": core.run,
     "memory": memory.run,
+    "hello": hello.run,
     "calls": calls.run,
     "cancel": cancel.run,
     "logs": logs.run,

@@ -146,12 +146,20 @@ def test_a_failure_in_a_container_leads_from_the_call_to_the_line(environment: d
     ), stderr
 
 
-def test_a_file_that_fails_to_import_starts_no_server(environment: dict[str, str]) -> None:
-    Path(environment["KEDGE_HOME"]).parent.joinpath("broken.py").write_text("import no_such_module\n")
+def servers_of(home: Path) -> list[int]:
+    """The servers that live in a state directory."""
+    words = {"kedge.server.main", str(home)}
+    return [each.pid for each in psutil.process_iter(["cmdline"]) if words <= set(each.info["cmdline"] or ())]
+
+
+def test_a_file_that_fails_to_import_leaves_no_server(environment: dict[str, str]) -> None:
+    home = Path(environment["KEDGE_HOME"])
+    home.parent.joinpath("broken.py").write_text("import no_such_module\n")
     code, _, stderr = run(environment, "run", "broken.py")
     assert code == 2
     assert "ModuleNotFoundError: No module named 'no_such_module'" in stderr
-    assert not Path(environment["KEDGE_HOME"]).exists()
+    assert eventually(lambda: not servers_of(home)), "one had been started meanwhile"
+    assert not [path for part in ("logs", "private") for path in home.glob(f"{part}/*")]
 
 
 def test_one_ctrl_c_cancels_the_work(environment: dict[str, str], tmp_path: Path) -> None:

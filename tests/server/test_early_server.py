@@ -93,11 +93,11 @@ def test_kedge_run_starts_one_server(home: Path, tmp_path: Path) -> None:
         "    return x + 1\n"
         "@app.local_entrypoint()\n"
         "def main():\n"
-        "    import os, subprocess\n"
+        "    import os, psutil\n"
         "    print(f.remote(1))\n"
-        "    found = subprocess.run(['pgrep', '-f', '-c', 'kedge.server.main --home ' + os.environ['KEDGE_HOME']],\n"
-        "                           capture_output=True, text=True)\n"
-        "    print('servers', found.stdout.strip())\n"
+        "    words = {'kedge.server.main', os.environ['KEDGE_HOME']}\n"
+        "    found = [1 for each in psutil.process_iter(['cmdline']) if words <= set(each.info['cmdline'] or ())]\n"
+        "    print('servers', len(found))\n"
     )
     ran = subprocess.run(
         [sys.executable, "-m", "kedge.cli.main", "run", str(program)], capture_output=True, text=True, check=False

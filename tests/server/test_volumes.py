@@ -559,3 +559,16 @@ async def test_a_container_speaks_in_its_own_name_only(tmp_path: Path, kind: Any
         mine = await code_of(shell, one)
         assert await value(mine, lambda n: kind(n, mount.volume, one.container)) == {"left_out": []}
         assert tree(volumes) == {"half": b"made"}
+
+
+@on_loop
+async def test_who_leaves_a_desk_that_has_closed_leaves_no_work_behind(tmp_path: Path) -> None:
+    """Nobody would wait for it: the loop ends."""
+    async with server(tmp_path) as (_, _, desk):
+        desk._ephemeral = {"se-1": ["vo-1"], "se-2": ["vo-2"]}
+        desk.departed("se-1")
+        assert len(desk._tasks) == 1
+        await desk.close()
+        assert not desk._tasks
+        desk.departed("se-2")
+        assert not desk._tasks

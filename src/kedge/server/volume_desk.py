@@ -9,7 +9,7 @@ import asyncio
 import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from itertools import islice
 from typing import Any
 
@@ -72,6 +72,7 @@ class VolumeDesk:
         self._ephemeral: dict[str, list[str]] = {}
         """Volumes that go with a session."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.answers: dict[type, Callable[[Any, str], Any]] = {
             p.VolumeRequested: self._find,
             p.VolumesRequested: self._list,
@@ -96,10 +97,14 @@ class VolumeDesk:
     async def close(self) -> None:
         for handle in list(self._open):
             self._shut(handle)
-        if self._tasks:
+        while self._tasks:
             await asyncio.wait(self._tasks)
+        self._closed = True
 
-    def _later(self, work: Any) -> None:
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._closed:  # a session ends after this: nobody would wait for it
+            work.close()
+            return
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
