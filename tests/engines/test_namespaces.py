@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -660,6 +661,12 @@ async def test_rooms_that_nobody_wants_any_more_end(it: Rig, tmp_path: Path) -> 
     await eventually(lambda: len(named("kedge-init", maker)) == 2)  # spares
 
 
+def settled(maker: int) -> bool:
+    """Whether the inits of a furnisher do nothing but wait."""
+    inits = Path(f"/proc/{maker}/task/{maker}/children").read_text().split()
+    return bool(inits) and not any(os.listdir(f"/proc/{init}/fd") for init in inits)
+
+
 def test_who_comes_before_the_death_of_the_furnisher_is_heard_of_is_answered_once(tmp_path: Path) -> None:
     launch = make_launch("ct-x", "pass", isolation=isolated(tmp_path))
     loop = Loop()
@@ -674,6 +681,10 @@ def test_who_comes_before_the_death_of_the_furnisher_is_heard_of_is_answered_onc
         supply.take(launch, [], answer)
         loop.run()
         [maker] = supply.processes()
+        end = time.monotonic() + 10.0
+        while not settled(maker):  # until then, an init holds the furnisher's end of the way as well
+            assert time.monotonic() < end
+            time.sleep(0.002)
         os.kill(maker, signal.SIGKILL)
         os.waitid(os.P_PID, maker, os.WEXITED | os.WNOWAIT)
         supply.take(launch, [], answer)
