@@ -19,7 +19,7 @@ from typing import NamedTuple, NoReturn
 
 from kedge.engines import density, kernel, mounts, system
 from kedge.engines.channel import Channel, ChannelClosed
-from kedge.engines.namespaces import CAP_SYS_PTRACE, READY, Base, holds, whole
+from kedge.engines.namespaces import CAP_SYS_PTRACE, READY, Base, holds
 from kedge.model.protocol import Message
 from kedge.model.spec import Isolation
 
@@ -184,7 +184,7 @@ class Furnisher:
     def _furnish(self, order: Furnishing, init: int, settled: int, answer: int) -> None:
         isolation = order.isolation
         try:
-            trouble = whole(settled).decode(errors="replace")
+            trouble = system.whole(settled).decode(errors="replace")
             if trouble:
                 raise OSError(0, trouble)
             kernel.setns(init, kernel.NEWNS | kernel.NEWUTS)

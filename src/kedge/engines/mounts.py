@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from kedge.engines import kernel
+from kedge.engines import kernel, system
 from kedge.engines.cover import Cover
 from kedge.model.spec import Bind, Isolation, VolumeMount
 
@@ -346,13 +346,10 @@ def _mount_points(proc: str) -> list[str]:
 
 
 def _whole(path: str) -> bytes:
-    """A file of the kernel's. Without `open`, whose first use in a forked process copies half a megabyte."""
+    """A file of the kernel's."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        data = bytearray()
-        while part := os.read(descriptor, 1 << 16):
-            data += part
-        return bytes(data)
+        return system.whole(descriptor)
     finally:
         os.close(descriptor)
 

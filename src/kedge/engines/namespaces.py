@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from kedge.engines import boot, confinement, kernel, mounts
+from kedge.engines import boot, confinement, kernel, mounts, system
 from kedge.model.spec import Isolation
 
 CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
@@ -129,14 +129,6 @@ def branch(base: Base, room: int | None = None, flags: int = 0) -> int:
 # ---------------------------------------------------------------- inside
 
 
-def whole(descriptor: int) -> bytes:
-    """All that can be read until its end."""
-    data = bytearray()
-    while part := os.read(descriptor, 1 << 16):
-        data += part
-    return bytes(data)
-
-
 def needed(runtime: Sequence[str]) -> list[str]:
     """What the engine itself must find inside: kedge's own modules, and what its container side needs."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(boot.__file__)))
@@ -146,7 +138,7 @@ def needed(runtime: Sequence[str]) -> list[str]:
 def enter(room: int, sock: int) -> None:
     """Takes this process, which is in the pid namespace of `room` already, into everything else of it, and confines it.
     Waits until the room is ready. Nothing of it can be undone."""
-    answer = whole(sock)
+    answer = system.whole(sock)
     os.close(sock)
     if not answer.startswith(READY):
         raise OSError(0, answer.decode(errors="replace") or "the process that makes rooms died")

@@ -51,6 +51,15 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
+def whole(descriptor: int) -> bytes:
+    """All that can be read until its end. Without `open`, whose first use in a forked process copies half a
+    megabyte."""
+    data = bytearray()
+    while part := os.read(descriptor, 1 << 16):
+        data += part
+    return bytes(data)
+
+
 def open_pidfd(process: int) -> int | None:
     """A descriptor that becomes readable when the process ends. None where there is no such thing."""
     if not HAS_PIDFD:
