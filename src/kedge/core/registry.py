@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kedge.core.apps import App, normalised, rebased, unkept, with_code_of
 from kedge.core.outbox import STORE
@@ -45,8 +45,8 @@ class Registry:
             app.session = sender
             plane.deployments.reclaim(app, sender)
         if sender:
-            value: dict[str, Any] = {"app": spec.app, "labels": plane.routes.of_app(spec.deployment or spec.app)}
-            value["notes"] = self.notes(spec)
+            labels = plane.routes.of_app(spec.deployment or spec.app)
+            value = {"app": spec.app, "labels": labels, "notes": self.notes(spec)}
             plane.outbox.send(sender, p.Reply(message.request, value))
 
     def notes(self, spec: AppSpec) -> list[str]:

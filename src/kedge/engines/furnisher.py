@@ -168,7 +168,7 @@ class Furnisher:
                 os._exit(1)
             system.set_name("kedge-init")
             try:
-                kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
+                mounts.keep_apart()
                 mounts.make_proc()
                 if not network:
                     _loopback_up()

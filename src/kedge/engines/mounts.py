@@ -45,14 +45,13 @@ class Piece(NamedTuple):
 
 
 def build(isolation: Isolation, scratch: str, needed: Sequence[str] = (), proc: str = OWN) -> str:
-    """Puts a container's root together and returns its path, for `move_in`. The process must have a mount namespace of
-    its own; OSError names the path that could not be had.
+    """Puts a container's root together and returns its path, for `move_in`. The process must have mounts of its own
+    (`part`); OSError names the path that could not be had.
 
     `needed` are directories of the engine's own that must be there. `proc` says whose processes the present /proc
     shows, which is inside too: OWN, those of a pid namespace whose first process is in the same mount namespace as this
     one; NOBODYS leaves that to somebody else.
     """
-    kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
     root, stage = root_of(scratch), stage_of(scratch)
     for path in (root, stage, os.path.join(scratch, UPPER), os.path.join(scratch, WORK)):
         _make_directory(path)
@@ -75,6 +74,17 @@ def build(isolation: Isolation, scratch: str, needed: Sequence[str] = (), proc: 
         if proc == OWN:
             _cover_proc()
     return root
+
+
+def part() -> None:
+    """From here on this process has mounts of its own."""
+    kernel.unshare(kernel.NEWNS)
+    keep_apart()
+
+
+def keep_apart() -> None:
+    """In a mount namespace of its own: what is mounted there does not reach the machine's."""
+    kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
 
 
 def root_of(scratch: str) -> str:

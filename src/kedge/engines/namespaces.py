@@ -150,8 +150,7 @@ def enter(room: int, sock: int) -> None:
 def enter_as_fork_server(isolation: Isolation, stage: str, runtime: Sequence[str]) -> None:
     """The same files for the process that loads packages for containers, which goes on to make them: it keeps its
     rights and the machine's processes. `stage` is a directory of the machine; what is written lies in memory."""
-    kernel.unshare(kernel.NEWNS)
-    kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_SLAVE)
+    mounts.part()
     kernel.mount("tmpfs", stage, "tmpfs", kernel.MS_NODEV | kernel.MS_NOSUID)
     own = os.path.join(stage, "scratch")
     os.mkdir(own)

@@ -81,7 +81,9 @@ class Guest(NamedTuple):
 class Supply:
     """Rooms of one kind: those that nobody has yet, those that are being made, and who waits for one."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: bool) -> None:
+        self.network = network
+        """The machine's."""
         self.spare: deque[Room] = deque()
         self.coming = 0
         self.waiting: deque[Guest] = deque()
@@ -105,7 +107,7 @@ class Rooms:
         """It has made rooms."""
         self._processes: list[int] = []
         """Furnishers: the present one, and those that have ended and are not reaped yet."""
-        self._supplies = {True: Supply(), False: Supply()}
+        self._supplies = {network: Supply(network) for network in (True, False)}
         """By whether they have the machine's network."""
         self._scratches: set[str] = set()
         """Those that exist."""
@@ -210,19 +212,18 @@ class Rooms:
         kinds = Counter(launch.isolation.network for launch in launches if launch.isolation.rung == NAMESPACE)
         for network, count in kinds.items():
             try:
-                self._order(network, count)
+                self._order(self._supplies[network], count)
             except OSError:  # whoever takes one hears of it
                 pass
 
     def take(self, launch: Launch, runtime: Sequence[str], answer: Callable[[Room | str], None]) -> None:
         """A room for this container, which is made ready meanwhile; `answer` hears at once where one is spare. OSError
         where there can be none."""
-        network = launch.isolation.network
-        supply = self._supplies[network]
+        supply = self._supplies[launch.isolation.network]
         order = Furnishing(launch.isolation, launch.container, tuple(namespaces.needed(runtime)))
         supply.waiting.append(Guest(order, answer))
         try:
-            self._order(network, 0)
+            self._order(supply, 0)
         except OSError:
             supply.waiting.pop()
             raise
@@ -240,7 +241,7 @@ class Rooms:
     def refill(self) -> None:
         """Prepares for the next ones. Call it when nobody waits."""
         try:
-            self._order(True, SPARES)
+            self._order(self._supplies[True], SPARES)
         except OSError:  # whoever needs one will hear of it
             pass
 
@@ -248,13 +249,12 @@ class Rooms:
         """Some child of this process has changed."""
         self._processes = [process for process in self._processes if not system.reap(process)]
 
-    def _order(self, network: bool, count: int) -> None:
+    def _order(self, supply: Supply, count: int) -> None:
         """OSError where there can be no furnisher; where one has died just now, those who wait have heard of it."""
-        supply = self._supplies[network]
         lacking = supply.lacking(count)
         if lacking:
             try:
-                self._open().send(RoomsWanted(lacking, network))
+                self._open().send(RoomsWanted(lacking, supply.network))
                 supply.coming += lacking
             except ChannelClosed:
                 self._lost()
@@ -288,9 +288,9 @@ class Rooms:
                     error = str(problem)
             if error and supply.waiting:
                 supply.waiting.popleft().answer(error)
-        for network, supply in self._supplies.items():
+        for supply in self._supplies.values():
             self._lodge(supply)
-            while len(supply.spare) > SPARES * network:  # those for whom they were made are not wanted any more
+            while len(supply.spare) > SPARES * supply.network:  # those for whom they were made are not wanted any more
                 supply.spare.pop().end()
 
     def _lodge(self, supply: Supply) -> None:
@@ -299,7 +299,7 @@ class Rooms:
             room = supply.spare.popleft()
             if not room.stands:
                 room.end()
-                self._order(supply is self._supplies[True], 0)
+                self._order(supply, 0)
                 continue
             assert self._furnisher is not None
             guest = supply.waiting[0]

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kedge.engines import boot, cgroups, confinement, kernel, mounts, namespaces, spawn
+from kedge.engines import boot, cgroups, confinement, mounts, namespaces, spawn
 from kedge.model.spec import BUBBLEWRAP, GVISOR, OCI, Bind, Isolation, Launch
 
 WRAPPED = (BUBBLEWRAP, OCI, GVISOR)
@@ -59,7 +59,7 @@ class WrappedEntry:
 
     def enter(self) -> None:
         isolation = self._launch.isolation
-        kernel.unshare(kernel.NEWNS)
+        mounts.part()
         mounts.build(isolation, isolation.scratch, namespaces.needed(self._runtime), mounts.NOBODYS)
         if isolation.rung == BUBBLEWRAP:
             descriptor = os.memfd_create("kedge-filter", 0)

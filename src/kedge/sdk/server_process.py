@@ -5,6 +5,7 @@ A private server holds one end of a pipe whose other end is here: it ends when w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -180,8 +181,8 @@ class ServerProcess:
         finally:
             for descriptor in there:
                 os.close(descriptor)
-        if private:
-            _owned.add(self._owner or -1)
+        if self._owner is not None:
+            _owned.add(self._owner)
         if wait:
             self.await_ready()
 
@@ -217,50 +218,46 @@ class ServerProcess:
 
     def close(self) -> None:
         """Lets a private server go and waits for it; kills it where it does not go."""
-        if self._owner is not None:
-            _owned.discard(self._owner)
-            os.close(self._owner)
-            self._owner = None
+        self._let_go()
         if not self._ends_within(STOP_S):
             self._process.kill()
         self._process.wait()
         if self._process.returncode == 0 and self._private:
             # It ended in order: what it had to say is of no further use.
-            try:
-                os.unlink(self._log)
-            except OSError:
-                pass
+            self._remove_log()
 
     def leave(self) -> None:
         """Lets a private server go that nobody has used, without waiting for it: it ends as soon as it sees that."""
         os.close(self._ready)
-        assert self._owner is not None
-        _owned.discard(self._owner)
-        os.close(self._owner)
+        self._let_go()
         self._process.returncode = 0  # nobody waits for it, and that is no leak
-        try:
+        self._remove_log()
+
+    def _let_go(self) -> None:
+        if self._owner is not None:
+            _owned.discard(self._owner)
+            os.close(self._owner)
+            self._owner = None
+
+    def _remove_log(self) -> None:
+        with contextlib.suppress(OSError):
             os.unlink(self._log)
-        except OSError:
-            pass
 
     def _ends_within(self, seconds: float) -> bool:
-        """Without asking again and again, where that is possible: people wait for it."""
+        if self._process.poll() is None and hasattr(os, "pidfd_open"):
+            # `Popen.wait` asks again and again, and people wait for this.
+            with contextlib.suppress(OSError):
+                descriptor = os.pidfd_open(self._process.pid)
+                poll = select.poll()
+                poll.register(descriptor, select.POLLIN)
+                poll.poll(seconds * 1000)
+                os.close(descriptor)
+                seconds = 0.0
         try:
-            descriptor = os.pidfd_open(self._process.pid) if self._process.returncode is None else -1
-        except (AttributeError, OSError):
-            try:
-                self._process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                return False
-            return True
-        if descriptor < 0:
-            return True
-        try:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            return bool(poll.poll(seconds * 1000))
-        finally:
-            os.close(descriptor)
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _succeed(self, ending: Callable[[], None]) -> dict[str, Any]:
         try:
