@@ -434,7 +434,9 @@ def test_only_the_first_print_waits_for_a_reader_that_has_stopped(pipe: Pipe, mo
     assert len(waits) <= 3
 
 
-def test_a_reader_that_is_only_slow_gets_everything(pipe: Pipe) -> None:
+def test_a_reader_that_is_only_slow_gets_everything(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in ("PATIENCE_S", "LONGEST_S"):  # on a busy machine the reader's thread may not run for a while
+        monkeypatch.setattr(output, bound, 60.0)
     text = "".join(f"{number:100}\n" for number in range(20_000))
     found: list[Record] = []
     done = threading.Event()
